@@ -1,0 +1,50 @@
+"""Integrate the gradient flow of neural networks, measure its spectrum, and record it."""
+
+from gradflow import problems
+from gradflow.analysis import compare
+from gradflow.api import Solver, integrate, solver
+from gradflow.driver import StepReport, steps
+from gradflow.errors import GradflowError, GradflowWarning, IntegrationError, IntegrationWarning
+from gradflow.integrators import RK4, Euler, ExponentialEuler, Integrator
+from gradflow.loss import HalfSquaredError, LossFunction
+from gradflow.record import open_run
+from gradflow.spectrum import Eigenpairs, SpectrumService
+
+__version__ = "0.1.0"
+
+__all__ = [
+    # run and read
+    "integrate",
+    "solver",
+    "compare",
+    "open_run",
+    "steps",
+    # parts
+    "LossFunction",
+    "HalfSquaredError",
+    "SpectrumService",
+    "Eigenpairs",
+    "Integrator",
+    "Euler",
+    "RK4",
+    "ExponentialEuler",
+    "Solver",
+    "StepReport",
+    # what is raised
+    "GradflowError",
+    "GradflowWarning",
+    "IntegrationError",
+    "IntegrationWarning",
+    # modules
+    "problems",
+    "plot",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import ``gradflow.plot``, which needs matplotlib, when it is first used."""
+    if name == "plot":
+        from gradflow.analysis import plot
+
+        return plot
+    raise AttributeError(f"module 'gradflow' has no attribute {name!r}")

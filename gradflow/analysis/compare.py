@@ -1,0 +1,181 @@
+"""How far two runs are apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable
+
+import numpy as np
+import xarray as xr
+
+from gradflow.errors import InvalidInputError, InvalidTypeError
+
+
+def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset:
+    """Measure the distance between two runs as a function of time.
+
+    Distances are between the recorded θ where both runs have it, else between random projections of equal
+    kind, seed and shape, which keep distances on average.
+
+    Parameters
+    ----------
+    a, b : xarray.Dataset
+        Two runs. `b` is the reference whose path length the relative distance is in terms of.
+    interp : bool, default False
+        Compare at all of `a`'s times within `b`, interpolating `b` linearly. Default: at times that both
+        have, to 1e-9 of the largest.
+
+    Returns
+    -------
+    xarray.Dataset
+        On ``time``: ``distance`` ‖a − b‖₂; ``path_length`` of `b` up to then, as the sum of the distances
+        between its records; ``relative_distance``, their ratio; ``train_loss_a``, ``train_loss_b``; and
+        ``eigenvalue_a``, ``eigenvalue_b``, the largest of each. Scalars ``crossing_time_a`` and
+        ``crossing_time_b``: when the run's sharpness first rises above 2/η, for discrete methods with
+        recorded eigenvalues; NaN if it doesn't.
+
+    Raises
+    ------
+    InvalidInputError
+        If the runs can't be compared; the message says why.
+
+    Examples
+    --------
+    >>> import torch, gradflow
+    >>> bowl = lambda x: 0.5 * (x**2).sum()
+    >>> flow = gradflow.integrate(bowl, torch.ones(1), method="rk4", t_max=1.0, save_every=0.25)
+    >>> gd = gradflow.integrate(bowl, torch.ones(1), method="gd", lr=0.25, t_max=1.0)
+    >>> compare(gd, flow).distance.round(3).values.tolist()
+    [0.0, 0.029, 0.044, 0.05, 0.051]
+    """
+    for name, run in (("a", a), ("b", b)):
+        if not isinstance(run, xr.Dataset):
+            raise InvalidTypeError(
+                f"Expected {name} as an xarray.Dataset, got {type(run).__name__}. Open a file with gradflow.open_run."
+            )
+        if "time" not in run.coords:
+            raise InvalidInputError(f"Expected {name} as a run of gradflow: it has no time coordinate.")
+    _check_comparable(a, b)
+    what = _common_state(a, b)
+    x, y = _states(a, what), _states(b, what)
+    path = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(y.values, axis=0), axis=1))])
+    length = xr.DataArray(path, coords={"time": y.time.values}, dims="time")
+    if interp:
+        times = x.time.values[(x.time.values >= y.time.values[0]) & (x.time.values <= y.time.values[-1])]
+        at_a, at_b = x.sel(time=times), y.interp(time=times)
+        length = length.interp(time=times)
+    else:
+        i, j = _matching(x.time.values, y.time.values)
+        times, at_a, at_b, length = x.time.values[i], x[i], y[j], length[j]
+    if not len(times):
+        raise InvalidInputError(
+            "The runs have no record at the same time. Give both the same save_every or save_at, or pass interp=True."
+        )
+    distance = np.linalg.norm(at_a.values - at_b.values, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        relative = distance / length.values
+    result = xr.Dataset(
+        {
+            "distance": ("time", distance, {"units": "1", "long_name": "2-norm of the difference"}),
+            "path_length": ("time", length.values, {"units": "1", "long_name": "path length of b"}),
+            "relative_distance": (
+                "time",
+                np.where(distance == 0, 0.0, relative),
+                {"units": "1", "long_name": "distance over path length of b"},
+            ),
+        },
+        {"time": ("time", times, {"units": "1", "long_name": "flow time"})},
+        {"distance_from": what, "a": _label(a), "b": _label(b)},
+    )
+    for suffix, run in (("a", a), ("b", b)):
+        result[f"train_loss_{suffix}"] = _at(run.train_loss, times, interp)
+        if "eigenvalue" in run:
+            result[f"eigenvalue_{suffix}"] = _at(run.eigenvalue[:, 0], times, interp)
+        result[f"crossing_time_{suffix}"] = crossing_time(run)
+    return result
+
+
+def crossing_time(run: xr.Dataset) -> float:
+    """Give the first recorded time at which the sharpness is above the run's stability threshold.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+
+    Returns
+    -------
+    float
+        NaN if it never is, or the run has no threshold or no eigenvalues.
+    """
+    threshold = run.attrs.get("stability_threshold")
+    if threshold is None or "eigenvalue" not in run:
+        return float("nan")
+    above = run.time.values[run.eigenvalue[:, 0].values > threshold]
+    return float(above[0]) if len(above) else float("nan")
+
+
+def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:
+    one, two = (run.attrs.get("time_definition", "flow") for run in (a, b))
+    if one != two:
+        raise InvalidInputError(
+            f"The runs' times mean different things ({one!r} and {two!r}), so that they can't be aligned."
+        )
+    p, q = (run.attrs.get("n_parameters") for run in (a, b))
+    if p != q:
+        raise InvalidInputError(f"The runs have different numbers of parameters, {p} and {q}.")
+
+
+def _common_state(a: xr.Dataset, b: xr.Dataset) -> str:
+    if "theta" in a and "theta" in b:
+        return "theta"
+    if "projection" not in a or "projection" not in b:
+        raise InvalidInputError(
+            "The runs have no state in common: record both with params_every=…, or with the same n_projections."
+        )
+    for name in ("projection_kind", "projection_seed"):
+        if a.attrs.get(name) != b.attrs.get(name):
+            raise InvalidInputError(
+                f"The runs were projected by different matrices: {name} is {a.attrs.get(name)} and "
+                f"{b.attrs.get(name)}. Record both with one projection_seed."
+            )
+    if a.sizes["proj"] != b.sizes["proj"]:
+        raise InvalidInputError(
+            f"The runs have {a.sizes['proj']} and {b.sizes['proj']} projections. Record both with one n_projections."
+        )
+    return "projection"
+
+
+def _states(run: xr.Dataset, what: str) -> xr.DataArray:
+    """Give the recorded states in float64, one row a time; a time recorded twice counts once."""
+    states = run[what].drop_vars([c for c in run[what].coords if c != "time"]).astype(np.float64)
+    due = np.flatnonzero(np.isfinite(states.isel({states.dims[1]: 0}).values))
+    _, last = np.unique(states.time.values[due][::-1], return_index=True)
+    return states[due[::-1][last]].load()
+
+
+def _matching(s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Give the indices of times that are equal to 1e-9 of the largest."""
+    tolerance = 1e-9 * max(abs(s).max(initial=0.0), abs(t).max(initial=0.0))
+    j = np.clip(np.searchsorted(t, s - tolerance), 0, len(t) - 1)
+    i = np.flatnonzero(np.abs(t[j] - s) <= tolerance)
+    return i, j[i]
+
+
+def _at(series: xr.DataArray, times: np.ndarray, interp: bool) -> xr.DataArray:
+    coords: list[Hashable] = [c for c in series.coords if c != "time"]
+    series = series.drop_vars(coords).dropna("time").drop_duplicates("time", keep="last")
+    if interp:
+        return series.interp(time=times)
+    tolerance = 1e-9 * float(np.abs(times).max(initial=0.0))
+    return series.reindex(time=times, method="nearest", tolerance=tolerance)
+
+
+def _label(run: xr.Dataset) -> str:
+    """Name a run by its method and options."""
+    try:
+        options = json.loads(run.attrs["gradflow_config"])["options"]
+    except (KeyError, ValueError):
+        options = {}
+    shown = ", ".join(f"{k}={v}" for k, v in options.items() if k == "lr")
+    method = run.attrs.get("method", "run")
+    return f"{method}({shown})" if shown else str(method)

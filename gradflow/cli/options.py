@@ -1,0 +1,142 @@
+"""Command-line options made from the signatures and docstrings of what they set."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradflow.api import integrate
+from gradflow.driver import steps
+from gradflow.integrators import METHODS
+
+#: Arguments of integrate() that are Python objects, or that a command line says in another way.
+NOT_OPTIONS = {"loss", "params", "test", "callback", "method", "method_options", "options"}
+_CADENCES = {"save_every", "eigs_every", "projections_every", "params_every"}
+
+
+class Cadence(click.ParamType[float]):
+    """A cadence: ``0.5`` is time, ``10steps`` is steps."""
+
+    name = "time|Nsteps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read a cadence."""
+        if isinstance(value, int | float):
+            return value
+        try:
+            if match := re.fullmatch(r"(\d+)\s*steps?", value):
+                return steps(int(match[1]))
+            return float(value)
+        except ValueError:
+            self.fail(f"expected a time such as 0.5 or a number of steps such as 10steps, got {value!r}", param, ctx)
+
+
+class Times(click.ParamType[list[float]]):
+    """Times separated by commas."""
+
+    name = "t1,t2,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Read times."""
+        if not isinstance(value, str):
+            return list(value)
+        try:
+            return [float(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"expected times separated by commas, got {value!r}", param, ctx)
+
+
+def parameter_docs(doc: str | None) -> dict[str, str]:
+    """Read the Parameters section of a numpydoc docstring: first sentence by name.
+
+    Examples
+    --------
+    >>> parameter_docs("Summary.\\n\\nParameters\\n----------\\na : int\\n    First. More.\\n")
+    {'a': 'First.'}
+    """
+    section = re.search(r"Parameters\n-+\n(.*?)(?:\n\S[^\n]*\n-+\n|\Z)", inspect.cleandoc(doc or ""), re.DOTALL)
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=\S)", section[1] if section else ""):
+        head, _, body = entry.partition("\n")
+        text = " ".join(body.split())
+        sentence = re.match(r".*?[.](?=\s|$)", text)
+        default = re.search(r"Default: [^.]*(?:\.\d[^.]*)*\.", text)
+        said = sentence[0] if sentence else text
+        if default and default[0] not in said:
+            said += " " + default[0]
+        for name in head.partition(" : ")[0].replace("*", "").split(", "):
+            found[name] = said.replace("``", "").replace("`", "")
+    return found
+
+
+def integrate_options() -> Iterator[click.Option]:
+    """Make the options that set the arguments of integrate()."""
+    docs = parameter_docs(integrate.__doc__)
+    hints = typing.get_type_hints(integrate)
+    for name, parameter in inspect.signature(integrate).parameters.items():
+        if name in NOT_OPTIONS:
+            continue
+        yield _option(name, hints[name], parameter.default, docs[name])
+
+
+def method_options() -> Iterator[click.Option]:
+    """Make the options that set the options of the methods, each once."""
+    taken: dict[str, tuple[Any, str, dict[str, Any]]] = {}
+    for method, cls in METHODS.items():
+        if method != cls.name:
+            continue
+        docs, hints = parameter_docs(cls.__doc__), typing.get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            _, _, defaults = taken.setdefault(field.name, (hints[field.name], docs[field.name], {}))
+            defaults[method] = field.default
+    for name, (hint, doc, defaults) in taken.items():
+        shown = ", ".join(
+            method if default is dataclasses.MISSING or default is None else f"{method}, default {default:g}"
+            if isinstance(default, float)
+            else f"{method}, default {default}"
+            for method, default in defaults.items()
+        )
+        yield _option(name, hint, None, f"[{shown}] {doc}")
+
+
+def options(make: Callable[[], Iterator[click.Option]]) -> Callable[[click.Command], click.Command]:
+    """Decorate a command with options that are made elsewhere."""
+
+    def decorate(command: click.Command) -> click.Command:
+        command.params.extend(make())
+        return command
+
+    return decorate
+
+
+def _option(name: str, hint: Any, default: Any, doc: str) -> click.Option:
+    flag = "--" + name.replace("_", "-")
+    kinds = [k for k in _members(hint) if k is not type(None)]
+    common: dict[str, Any] = {"help": doc, "default": default, "show_default": default is not None}
+    if bool in kinds:
+        return click.Option([f"{flag}/--no-{flag[2:]}"], **common)
+    return click.Option([flag], type=_type(name, kinds), **common)
+
+
+def _type(name: str, kinds: list[Any]) -> Any:
+    if name in _CADENCES:
+        return Cadence()
+    if name == "save_at":
+        return Times()
+    if name == "out":
+        return click.Path(path_type=Path)
+    if name == "on_failure":
+        return click.Choice(["return", "raise"])
+    return next(kind for kind in (float, int, str) if kind in kinds)
+
+
+def _members(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)

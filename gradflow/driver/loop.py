@@ -1,0 +1,246 @@
+"""The one time loop: step, then events, then records, then checkpoints."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from gradflow.collective import agree
+from gradflow.driver.progress import Progress
+from gradflow.driver.schedule import Schedule
+from gradflow.driver.status import NumericalFailure, Status
+from gradflow.driver.stepper import Stepper, StepReport
+from gradflow.integrators.flow import Cost, Point
+
+#: Steps after which a run without a `max_steps` of its own has failed.
+STEP_CAP = 10_000_000
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A time at which something is to be recorded.
+
+    Attributes
+    ----------
+    t : float
+    step : int
+        Accepted steps so far.
+    theta : Tensor, shape (P,)
+    point : Point or None
+        θ with what the run knows there; None where θ was interpolated within a step.
+    step_size, sharpness_used : float
+        Of the last step; NaN before the first.
+    cost : Cost
+    wall_time : float
+        Seconds since the run began.
+    """
+
+    t: float
+    step: int
+    theta: Tensor
+    point: Point | None
+    step_size: float
+    sharpness_used: float
+    cost: Cost
+    wall_time: float
+
+
+class Recorder(Protocol):
+    """Where the driver's records go: to memory, to a file, or to the caller."""
+
+    def measure(self, moment: Moment, due: Iterable[str]) -> dict[str, Any]:
+        """Measure the groups of quantities that are due."""
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Keep a record."""
+
+    def sync(self, state: Callable[[], dict[str, Any]]) -> None:
+        """Bring records, and the state of the run, to safety if it is time to; called after every step."""
+
+    def flush(self) -> None:
+        """Bring what was appended to safety."""
+
+
+@dataclass(frozen=True)
+class Ends:
+    """When to stop; what is None doesn't count.
+
+    Attributes
+    ----------
+    t_max : float or None
+    max_steps : int or None
+    max_wall_time : float or None
+        Seconds.
+    loss_goal : float or None
+        Stop when the loss is at or below.
+    acc_goal : float or None
+        Stop when the training accuracy at a record is at or above.
+    callback : callable or None
+        Gets the :class:`StepReport` of every step; a true value stops.
+    """
+
+    t_max: float | None = None
+    max_steps: int | None = None
+    max_wall_time: float | None = None
+    loss_goal: float | None = None
+    acc_goal: float | None = None
+    callback: Callable[[StepReport], Any] | None = None
+
+    def reached(self, stepper: Stepper, elapsed: float) -> Status | None:
+        """Give the end that the present state is at, if any."""
+        t, n = stepper.t, stepper.n_steps
+        if self.t_max is not None and t >= self.t_max * (1 - 1e-12):
+            return Status.REACHED_T_MAX
+        if self.loss_goal is not None and stepper.point.loss <= self.loss_goal:
+            return Status.REACHED_LOSS_GOAL
+        if self.max_steps is not None and n >= self.max_steps:
+            return Status.REACHED_MAX_STEPS
+        if self.max_wall_time is not None and elapsed >= self.max_wall_time:
+            return Status.REACHED_WALL_TIME
+        if self.max_steps is None and n >= STEP_CAP:
+            return Status.STEP_CAP
+        return None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The end of a run.
+
+    Attributes
+    ----------
+    status : Status
+    message : str
+        The status's advice, with what happened.
+    """
+
+    status: Status
+    message: str
+
+
+class _Run:
+    """The state of the loop."""
+
+    def __init__(self, stepper: Stepper, schedule: Schedule, recorder: Recorder, ends: Ends) -> None:
+        self.stepper = stepper
+        self.schedule = schedule
+        self.recorder = recorder
+        self.ends = ends
+        self.started = time.perf_counter()
+        self.report: StepReport | None = None
+        self.last_recorded = -1.0
+
+    @property
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.started
+
+    def moment(self) -> Moment:
+        """Give the present state."""
+        stepper, report = self.stepper, self.report
+        return Moment(
+            t=stepper.t,
+            step=stepper.n_steps,
+            theta=stepper.point.theta,
+            point=stepper.point,
+            step_size=math.nan if report is None else report.dt,
+            sharpness_used=math.nan if report is None else report.sharpness,
+            cost=stepper.flow.cost.copy(),
+            wall_time=self.elapsed,
+        )
+
+    def within_step(self, t: float, report: StepReport) -> Moment:
+        """Give the state at a time within the last step."""
+        result = self.stepper.result
+        assert result is not None
+        assert result.interpolant is not None
+        fraction = 1.0 - (report.t - t) / report.dt
+        now = self.moment()
+        return Moment(
+            t, now.step, result.interpolant(fraction), None, now.step_size, now.sharpness_used, now.cost, now.wall_time
+        )
+
+    def record(self, moment: Moment, due: frozenset[str]) -> bool:
+        """Record what is due; all of it if that ends the run. Whether the accuracy goal is reached."""
+        record = self.recorder.measure(moment, due)
+        goal = self.ends.acc_goal
+        reached = agree(goal is not None and record.get("train_accuracy", -math.inf) >= goal)
+        if reached and moment.point is not None:
+            record |= self.recorder.measure(moment, self.schedule.groups - due)
+        self.recorder.append(record)
+        self.last_recorded = moment.t
+        return bool(reached)
+
+    def target(self, tol: float) -> float:
+        """Give the time that the next step must not step over."""
+        t_max = math.inf if self.ends.t_max is None else self.ends.t_max
+        if self.stepper.integrator.interpolates:
+            return t_max
+        return min(t_max, self.schedule.next_time(self.stepper.t, tol))
+
+    def step(self) -> Status | None:
+        """Take a step, record what is due, and give the run's end if this is it."""
+        t0 = self.stepper.t
+        tol = 1e-9 * self.report.dt if self.report is not None else 0.0
+        report = self.report = self.stepper.advance(self.target(tol))
+        status = self.ends.reached(self.stepper, self.elapsed)
+        if self.ends.callback is not None and self.ends.callback(report) and status is None:
+            status = Status.STOPPED_BY_CALLBACK
+        status = agree(status)
+        interpolates = self.stepper.integrator.interpolates
+        due = self.schedule.due(t0, report.t, report.step, 1e-9 * report.dt, at_end=not interpolates)
+        if status is not None:
+            due = [each for each in due if each[0] != report.t] + [(report.t, self.schedule.groups)]
+        for t, groups in due:
+            moment = self.moment() if t == report.t else self.within_step(t, report)
+            if self.record(moment, groups) and status is None:
+                status = Status.REACHED_ACCURACY_GOAL
+                if t != report.t:  # the state at the end of the step is the last record
+                    self.record(self.moment(), self.schedule.groups)
+                    break
+        return status
+
+
+def run(
+    stepper: Stepper, schedule: Schedule, recorder: Recorder, ends: Ends, *, progress: bool | None
+) -> Outcome:
+    """Integrate until an end is reached, recording on the way.
+
+    The first record is the initial state, the last the final one; both hold all quantities.
+
+    Parameters
+    ----------
+    stepper : Stepper
+        At the initial state.
+    schedule : Schedule
+    recorder : Recorder
+    ends : Ends
+    progress : bool or None
+
+    Returns
+    -------
+    Outcome
+    """
+    this = _Run(stepper, schedule, recorder, ends)
+    status = ends.reached(stepper, 0.0)
+    try:
+        if this.record(this.moment(), schedule.groups) and status is None:
+            status = Status.REACHED_ACCURACY_GOAL
+        with Progress(progress, ends.t_max, ends.max_steps) as bar:
+            while status is None:
+                status = this.step()
+                if this.report is not None:
+                    bar.update(this.report)
+                recorder.sync(stepper.state_dict)
+    except NumericalFailure as failure:
+        if this.last_recorded != stepper.t:
+            this.record(this.moment(), schedule.groups)
+        return Outcome(failure.status, f"{failure.status.advice} What happened: {failure.detail}.")
+    except BaseException:
+        recorder.flush()
+        raise
+    return Outcome(status, status.advice)
+

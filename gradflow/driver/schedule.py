@@ -1,0 +1,169 @@
+"""When what is recorded."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from gradflow.errors import InvalidInputError, InvalidTypeError
+
+
+class steps(int):
+    """A cadence in steps: ``save_every=gradflow.steps(10)`` records every tenth step.
+
+    Examples
+    --------
+    >>> steps(10)
+    steps(10)
+    """
+
+    def __new__(cls, n: int) -> steps:
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise InvalidTypeError(f"Expected a number of steps as an int, got {type(n).__name__} {n!r}.")
+        if n < 1:
+            raise InvalidInputError(f"Expected at least 1 step, got {n}.")
+        return super().__new__(cls, n)
+
+    def __repr__(self) -> str:
+        return f"steps({int(self)})"
+
+
+class Cadence(Protocol):
+    """A set of times, or of steps, without a state of its own."""
+
+    def next_after(self, t: float) -> float:
+        """Give the first time later than t; infinite if there is none."""
+
+    def due_at_step(self, step: int) -> bool:
+        """Whether it names this step."""
+
+
+@dataclass(frozen=True)
+class EveryTime:
+    """The times k·dt, k = 1, 2, …"""
+
+    dt: float
+
+    def next_after(self, t: float) -> float:
+        """Give the next multiple of dt, computed and not summed."""
+        k = math.floor(t / self.dt)
+        while k * self.dt <= t:
+            k += 1
+        return k * self.dt
+
+    def due_at_step(self, step: int) -> bool:
+        """No step is named."""
+        return False
+
+
+@dataclass(frozen=True)
+class AtTimes:
+    """Times given one by one, increasing."""
+
+    times: tuple[float, ...]
+
+    def next_after(self, t: float) -> float:
+        """Give the next of them."""
+        return next((time for time in self.times if time > t), math.inf)
+
+    def due_at_step(self, step: int) -> bool:
+        """No step is named."""
+        return False
+
+
+@dataclass(frozen=True)
+class EverySteps:
+    """The steps k·n, k = 1, 2, …"""
+
+    n: int
+
+    def next_after(self, t: float) -> float:
+        """No time is named."""
+        return math.inf
+
+    def due_at_step(self, step: int) -> bool:
+        """Whether the step is a multiple of n."""
+        return step % self.n == 0
+
+
+def cadence(name: str, value: object) -> Cadence:
+    """Read a cadence as a user gives it: a float is time, :class:`steps` is steps."""
+    if isinstance(value, steps):
+        return EverySteps(int(value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(
+            f"Expected {name} as a time (a number) or gradflow.steps(n), got {type(value).__name__} {value!r}."
+        )
+    if not (value > 0 and math.isfinite(value)):
+        raise InvalidInputError(f"Expected {name} > 0 and finite, got {value}.")
+    return EveryTime(float(value))
+
+
+def at_times(name: str, values: Sequence[float], t_max: float | None) -> AtTimes:
+    """Read times given one by one."""
+    try:
+        times = tuple(float(value) for value in values)
+    except (TypeError, ValueError) as error:
+        raise InvalidTypeError(f"Expected {name} as a sequence of times, got {values!r}.") from error
+    if any(not (math.isfinite(t) and t >= 0) for t in times):
+        raise InvalidInputError(f"Expected {name} to hold finite times ≥ 0, got {list(times)}.")
+    if any(b <= a for a, b in zip(times, times[1:], strict=False)):
+        raise InvalidInputError(f"Expected {name} to increase strictly, got {list(times)}. Sort it.")
+    if t_max is not None and times and times[-1] > t_max * (1 + 1e-9):
+        raise InvalidInputError(f"Expected {name} within t_max = {t_max}, got {times[-1]}.")
+    return AtTimes(times)
+
+
+class Schedule:
+    """Which groups of quantities are due when.
+
+    Parameters
+    ----------
+    cadences : mapping of str to sequence of Cadence
+        By group. The records are the union.
+    """
+
+    def __init__(self, cadences: Mapping[str, Sequence[Cadence]]) -> None:
+        self._cadences = {group: tuple(each) for group, each in cadences.items()}
+        self.groups = frozenset(cadences)
+
+    def next_time(self, t: float, tol: float) -> float:
+        """Give the first time that is named later than t + tol."""
+        return min(
+            (c.next_after(t + tol) for each in self._cadences.values() for c in each), default=math.inf
+        )
+
+    def due(
+        self, t0: float, t1: float, step: int, tol: float, *, at_end: bool
+    ) -> list[tuple[float, frozenset[str]]]:
+        """Give what is due in a step, by time.
+
+        Parameters
+        ----------
+        t0, t1 : float
+            Begin and end of the step; times in (t0 + tol, t1 + tol] count.
+        step : int
+            Accepted steps at t1.
+        tol : float
+        at_end : bool
+            Record what is due within the step at its end (a method without an interpolant).
+
+        Returns
+        -------
+        list of (time, groups)
+            In order of time.
+        """
+        found: dict[float, set[str]] = {}
+        for group, each in self._cadences.items():
+            for c in each:
+                if c.due_at_step(step):
+                    found.setdefault(t1, set()).add(group)
+                t = c.next_after(t0 + tol)
+                while t <= t1 + tol:
+                    found.setdefault(t1 if at_end or abs(t - t1) <= tol else t, set()).add(group)
+                    if at_end:
+                        break
+                    t = c.next_after(max(t, t0 + tol))
+        return [(t, frozenset(groups)) for t, groups in sorted(found.items())]

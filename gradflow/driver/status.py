@@ -1,0 +1,61 @@
+"""How a run can end."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class Status(Enum):
+    """The end of a run: a value for programs, and a text that says what to do.
+
+    Attributes
+    ----------
+    success : bool
+        The end is one that the user asked for.
+    advice : str
+    """
+
+    REACHED_T_MAX = "t_max", True, "The run reached t_max."
+    REACHED_MAX_STEPS = "max_steps", True, "The run took max_steps steps."
+    REACHED_WALL_TIME = "max_wall_time", True, "The run used up max_wall_time."
+    REACHED_LOSS_GOAL = "loss_goal", True, "The training loss reached loss_goal."
+    REACHED_ACCURACY_GOAL = "acc_goal", True, "The training accuracy reached acc_goal."
+    STOPPED_BY_CALLBACK = "callback", True, "The callback asked to stop."
+    NOT_FINITE = (
+        "not_finite",
+        False,
+        "The loss or its gradient stopped being finite. Take smaller steps (lr, alpha or max_step), or start "
+        "from smaller weights.",
+    )
+    STEP_UNDERFLOW = (
+        "step_underflow",
+        False,
+        "The step became too small to advance t. The sharpness has grown beyond what this method can follow: use "
+        "expeuler, or look at the loss for a kink or a pole.",
+    )
+    NO_SHARPNESS = (
+        "no_sharpness",
+        False,
+        "No step could be sized: λ₁ is not a number, or nothing limits the step. Give max_step, and check that "
+        "the loss is twice differentiable here.",
+    )
+    STEP_CAP = (
+        "step_cap",
+        False,
+        "The run hit the built-in cap on the number of steps. Give max_steps to choose your own, or use a method "
+        "with longer steps.",
+    )
+
+    def __init__(self, code: str, success: bool, advice: str) -> None:
+        self.code = code
+        self.success = success
+        self.advice = advice
+
+
+class NumericalFailure(Exception):
+    """A run can't go on from its last good state; the driver turns it into the run's status."""
+
+    def __init__(self, status: Status, detail: str) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.detail = detail

@@ -1,0 +1,110 @@
+"""What gradflow raises and warns with.
+
+Two kinds of failure are kept apart. A caller's mistake raises at once: an error that also derives from
+the builtin a user would catch (``ValueError``, ``TypeError``, ``FileExistsError``, …). A numerical ending
+(a loss that is not finite, a step that underflows) is a *status* of the run, and becomes an
+:class:`IntegrationError` only with ``on_failure="raise"``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+
+class GradflowError(Exception):
+    """Base of everything that gradflow raises."""
+
+
+class InvalidInputError(GradflowError, ValueError):
+    """An argument has a value that can't be used."""
+
+
+class InvalidTypeError(GradflowError, TypeError):
+    """An argument has a type or dtype that can't be used."""
+
+
+class UnknownNameError(InvalidInputError):
+    """A method, dataset, architecture, … of that name doesn't exist."""
+
+
+class UnknownOptionError(InvalidTypeError):
+    """A method was given an option that it doesn't have."""
+
+
+class NonDeterministicLossError(InvalidInputError):
+    """Two evaluations of the loss at the same θ differ."""
+
+
+class CriterionError(InvalidInputError):
+    """The criterion's value on the whole data set isn't a weighted mean of its values on chunks."""
+
+
+class NonFiniteLossError(InvalidInputError):
+    """The loss or its gradient isn't finite where the run was to start."""
+
+
+class OutputExistsError(GradflowError, FileExistsError):
+    """The output is there already, and ``overwrite=True`` was not given."""
+
+
+class RunNotFoundError(GradflowError, FileNotFoundError):
+    """There is neither a finished run nor the segments of an unfinished one at a path."""
+
+
+class IntegrationError(GradflowError, RuntimeError):
+    """A run ended for a numerical reason.
+
+    Attributes
+    ----------
+    status : str
+        Which one, see :class:`gradflow.driver.Status`.
+    t, loss : float
+        Time and loss of the last good state.
+    step : int
+        Accepted steps up to there.
+    dataset : xarray.Dataset or None
+        What was recorded up to there.
+    path : str or None
+        Where it was recorded.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: str,
+        t: float,
+        step: int,
+        loss: float,
+        dataset: Any = None,
+        path: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.t = t
+        self.step = step
+        self.loss = loss
+        self.dataset = dataset
+        self.path = path
+
+
+class GradflowWarning(UserWarning):
+    """Base of gradflow's warnings."""
+
+
+class IntegrationWarning(GradflowWarning):
+    """A run ended for a numerical reason; what was recorded up to there is returned."""
+
+
+class ConventionWarning(GradflowWarning):
+    """Something is computed by a convention that the caller may not expect."""
+
+
+def suggest(name: object, valid: Iterable[str]) -> str:
+    """Make the end of a message about an unknown name: the nearest valid one, and all of them."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(str(name), names, n=1)
+    guess = f"did you mean {near[0]!r}? " if near else ""
+    return f"{guess}Valid: {', '.join(names) if names else 'none'}."

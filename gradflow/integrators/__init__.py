@@ -1,0 +1,66 @@
+"""The integrators, one to a file, and how to get one by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
+from gradflow.integrators.base import Integrator, StepResult
+from gradflow.integrators.euler import Euler
+from gradflow.integrators.expeuler import ExponentialEuler
+from gradflow.integrators.flow import Cost, Flow, Point
+from gradflow.integrators.rk4 import RK4
+
+#: Every method by name. ``euler`` is an alias of ``gd``.
+METHODS: dict[str, type[Integrator]] = {
+    "gd": Euler,
+    "euler": Euler,
+    "rk4": RK4,
+    "expeuler": ExponentialEuler,
+}
+
+
+def make_integrator(method: str | Integrator, options: Mapping[str, Any]) -> Integrator:
+    """Make the integrator of a name with its options; an instance is returned as it is.
+
+    Raises
+    ------
+    UnknownNameError, UnknownOptionError
+        The message lists what exists.
+    """
+    if isinstance(method, Integrator):
+        if options:
+            raise UnknownOptionError(
+                f"method is an integrator already, so it takes no options; got {', '.join(sorted(options))}. "
+                "Pass them to its class."
+            )
+        return method
+    if not isinstance(method, str):
+        raise InvalidTypeError(f"Expected method as a name or an integrator, got {type(method).__name__}.")
+    if method not in METHODS:
+        raise UnknownNameError(f"No method {method!r}; {suggest(method, METHODS)}")
+    cls = METHODS[method]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for name in options:
+        if name not in fields:
+            raise UnknownOptionError(f"Method {method!r} has no option {name!r}; {suggest(name, fields)}")
+    required = [n for n, field in fields.items() if field.default is dataclasses.MISSING and n not in options]
+    if required:
+        raise InvalidTypeError(f"Method {method!r} needs {', '.join(required)}: pass {required[0]}=…")
+    return cls(**options)
+
+
+__all__ = [
+    "METHODS",
+    "Cost",
+    "Euler",
+    "ExponentialEuler",
+    "Flow",
+    "Integrator",
+    "Point",
+    "RK4",
+    "StepResult",
+    "make_integrator",
+]

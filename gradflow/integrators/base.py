@@ -1,0 +1,112 @@
+"""The contract of an integrator."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from torch import Tensor
+
+from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.integrators.flow import Point
+from gradflow.integrators.step_rules import StepRule
+from gradflow.loss import LossFunction
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step returns.
+
+    Attributes
+    ----------
+    theta : Tensor, shape (P,)
+        θ at the end of the step; a new tensor.
+    interpolant : callable or None
+        ``interpolant(s)`` gives θ at the fraction s ∈ [0, 1] of the step, to the method's order. A method
+        without one lands on the times at which it is to be recorded.
+    error : float or None
+        Estimate of the local error over its tolerance; a step is accepted at ≤ 1. None: no estimate.
+    state : Any
+        The integrator's state from here on.
+    """
+
+    theta: Tensor
+    interpolant: Callable[[float], Tensor] | None = None
+    error: float | None = None
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class Integrator(ABC):
+    """A method that advances θ along the gradient flow.
+
+    To add one:
+
+    1. A frozen dataclass in a file of its own, named as the method; its fields are its options, each with
+       its line under *Parameters* in the docstring (the command line takes its help from there).
+    2. ``__post_init__`` checks the options and raises :class:`gradflow.errors.InvalidInputError`.
+    3. ``name``, ``order`` (of convergence), ``discrete`` (an optimiser: one record a step, doesn't land on
+       save times), ``watches_loss`` (a step that raises the loss is rejected), ``keep_graph`` (products are
+       wanted at every point), ``interpolates`` (its steps have an interpolant), ``stability_limit`` (of h·λ₁, where there is one).
+    4. :meth:`resolve`, where a default depends on the loss.
+    5. :attr:`step_rule`: how large a step.
+    6. :meth:`step`: the formula, with its paper cited. It never writes θ or a gradient that it was given,
+       and returns its state instead of keeping it.
+    7. One line in ``METHODS`` of ``gradflow/integrators/__init__.py``, one in the list of methods in
+       ``tests/methods.py``, which runs every shared test on it, and a row in the tables of the docs.
+    """
+
+    name: ClassVar[str]
+    order: ClassVar[int]
+    discrete: ClassVar[bool] = False
+    watches_loss: ClassVar[bool] = True
+    keep_graph: ClassVar[bool] = False
+    interpolates: ClassVar[bool] = False
+    stability_limit: ClassVar[float | None] = None
+
+    def resolve(self, loss: LossFunction) -> Self:
+        """Fill in the options whose defaults depend on the loss; raise where that can't be done."""
+        return self
+
+    def init(self, point: Point) -> Any:
+        """Give the integrator's state before the first step."""
+        return None
+
+    @property
+    @abstractmethod
+    def step_rule(self) -> StepRule:
+        """How large a step."""
+
+    @abstractmethod
+    def step(self, point: Point, h: float, state: Any) -> StepResult:
+        """Take one step of size h from a point."""
+
+    def options(self) -> dict[str, Any]:
+        """Give the options by name, as resolved."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def check_number(
+    name: str, value: object, *, above: float | None = None, least: float | None = None, finite: bool = True
+) -> None:
+    """Refuse what isn't a real number in range."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidTypeError(f"Expected {name} to be a number, got {type(value).__name__} {value!r}.")
+    if math.isnan(value) or (finite and math.isinf(value)):
+        raise InvalidInputError(f"Expected {name} to be finite, got {value}.")
+    if above is not None and not value > above:
+        raise InvalidInputError(f"Expected {name} > {above:g}, got {value}.")
+    if least is not None and not value >= least:
+        raise InvalidInputError(f"Expected {name} ≥ {least:g}, got {value}.")
+
+
+def check_count(name: str, value: object, *, least: int = 0) -> None:
+    """Refuse what isn't an int of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidTypeError(f"Expected {name} to be an int, got {type(value).__name__} {value!r}.")
+    if value < least:
+        raise InvalidInputError(f"Expected {name} ≥ {least}, got {value}.")

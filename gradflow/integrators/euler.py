@@ -1,0 +1,49 @@
+"""Gradient descent, which is explicit Euler on the gradient flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+
+from gradflow.integrators.base import Integrator, StepResult, check_number
+from gradflow.integrators.flow import Point
+from gradflow.integrators.step_rules import FixedStep
+
+
+@dataclass(frozen=True)
+class Euler(Integrator):
+    """Gradient descent θ ← θ − lr ∇L(θ), which is Euler's method with h = lr.
+
+    A discrete method: t = k·lr after k steps, every step is a record unless a cadence is given, and the run
+    ends at the first step at or after `t_max`. Stable while λ₁ < 2/lr; beyond that it leaves the flow and
+    trains at the edge of stability (Cohen et al. 2021). With one chunk of data it equals
+    ``torch.optim.SGD`` bit for bit.
+
+    Parameters
+    ----------
+    lr : float
+        Learning rate η, the step in time.
+    """
+
+    lr: float
+
+    name: ClassVar[str] = "gd"
+    order: ClassVar[int] = 1
+    discrete: ClassVar[bool] = True
+    watches_loss: ClassVar[bool] = False
+    stability_limit: ClassVar[float | None] = 2.0
+
+    def __post_init__(self) -> None:
+        check_number("lr", self.lr, above=0)
+
+    @property
+    def step_rule(self) -> FixedStep:
+        """Every step is lr."""
+        return FixedStep(self.lr)
+
+    def step(self, point: Point, h: float, state: Any) -> StepResult:
+        """Take θ − h ∇L(θ)."""
+        # torch.add rounds as torch.optim.SGD does: one fused multiply-add where the machine has it.
+        return StepResult(torch.add(point.theta, point.gradient, alpha=-h))

@@ -1,0 +1,107 @@
+"""Exponential Euler on the stiff subspace."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from gradflow.errors import InvalidInputError
+from gradflow.integrators.base import Integrator, StepResult, check_count, check_number
+from gradflow.integrators.flow import Point
+from gradflow.integrators.phi import phi1
+from gradflow.integrators.step_rules import BulkCap
+from gradflow.loss import LossFunction
+
+
+@dataclass(frozen=True)
+class ExponentialEuler(Integrator):
+    """Exponential Euler on the top eigenvectors of the Hessian, Euler on the rest.
+
+    Lowell & Kastner (2024). With (λᵢ, vᵢ), i ≤ k = `stiff_dim`, the top eigenpairs of H at θ and g = ∇L(θ),
+
+        θ ← θ − Σᵢ rᵢ (vᵢ·g) vᵢ − h (g − Σᵢ (vᵢ·g) vᵢ),      rᵢ = (1 − e^{−λᵢh})/λᵢ,
+
+    which on the stiff subspace is the exact flow of the local quadratic. The step is limited by the first
+    eigenvalue outside it, h = min(max_step, 1/|λ_{k+1}|), and no longer by λ₁. One gradient a step and the
+    products for k + 1 eigenpairs. θ within a step is the same formula at a fraction of h.
+
+    Parameters
+    ----------
+    stiff_dim : int, optional
+        Dimension k of the stiff subspace. Default: the number of network outputs, minus one for
+        cross-entropy; must be given for a callable loss. At P or above, nothing is left for Euler.
+    max_step : float, default 1.0
+        Largest step in time.
+    warmup_iters : int, default 0
+        Number of first steps with a smaller `max_step`.
+    warmup_factor : float, default 1.0
+        What `max_step` is multiplied by in these.
+    cap_growth : bool, default True
+        Keep rᵢ ≤ h also where λᵢ < 0, where the exact flow of the quadratic grows exponentially.
+    eigs_rtol : float, default 1e-3
+        Residual ‖Hv − λv‖/max|λ| to which the eigenpairs are computed.
+    loss_rtol : float, default 0.0
+        Relative rise of the loss over one step that is tolerated, beyond rounding.
+    """
+
+    stiff_dim: int | None = None
+    max_step: float = 1.0
+    warmup_iters: int = 0
+    warmup_factor: float = 1.0
+    cap_growth: bool = True
+    eigs_rtol: float = 1e-3
+    loss_rtol: float = 0.0
+
+    name: ClassVar[str] = "expeuler"
+    order: ClassVar[int] = 1
+    keep_graph: ClassVar[bool] = True
+    interpolates: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.stiff_dim is not None:
+            check_count("stiff_dim", self.stiff_dim, least=1)
+        check_number("max_step", self.max_step, above=0)
+        check_count("warmup_iters", self.warmup_iters)
+        check_number("warmup_factor", self.warmup_factor, above=0)
+        check_number("eigs_rtol", self.eigs_rtol, above=0)
+        check_number("loss_rtol", self.loss_rtol, least=0)
+
+    def resolve(self, loss: LossFunction) -> Self:
+        """Take the dimension of the stiff subspace from the loss."""
+        if self.stiff_dim is not None:
+            return self
+        if loss.stiff_dim is None:
+            raise InvalidInputError(
+                "expeuler needs stiff_dim for a loss given as a callable: the number of large Hessian "
+                "eigenvalues, which for a network is its number of outputs."
+            )
+        return dataclasses.replace(self, stiff_dim=loss.stiff_dim)
+
+    @property
+    def step_rule(self) -> BulkCap:
+        """Steps of 1/|λ_{k+1}|."""
+        assert self.stiff_dim is not None
+        return BulkCap(self.stiff_dim, self.max_step, self.warmup_iters, self.warmup_factor, self.eigs_rtol)
+
+    def step(self, point: Point, h: float, state: Any) -> StepResult:
+        """Take one step (Lowell & Kastner 2024, eq. of the exponential Euler solver)."""
+        assert self.stiff_dim is not None
+        θ, g, P = point.theta, point.gradient, point.theta.numel()
+        k = min(self.stiff_dim, P)
+        # The pairs that the step was sized with, from the cache.
+        pairs = point.top(min(self.stiff_dim + 1, P), tol=self.eigs_rtol).first(k)
+        λ, V = pairs.values, pairs.vectors
+        c = V.T @ g
+        w = g - V @ c
+
+        def after(τ: float) -> Tensor:
+            r = τ * phi1(-λ * τ)
+            if self.cap_growth:
+                r = torch.clamp(r, max=τ)
+            return θ - V @ (r.to(c) * c) - τ * w
+
+        return StepResult(after(h), interpolant=lambda s: after(s * h))

@@ -1,0 +1,121 @@
+"""The gradient flow dθ/dt = −∇L(θ) as an integrator sees it: evaluations that are counted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from gradflow.loss import Linearization, LossFunction
+from gradflow.spectrum import Eigenpairs, SpectrumService
+
+
+@dataclass
+class Cost:
+    """What a run has cost so far.
+
+    Attributes
+    ----------
+    n_gradients : int
+        Gradient evaluations over the whole data set.
+    n_hvps : int
+        Hessian–vector products over the whole data set.
+    """
+
+    n_gradients: int = 0
+    n_hvps: int = 0
+
+    def copy(self) -> Cost:
+        """Give the present counts as a value."""
+        return Cost(self.n_gradients, self.n_hvps)
+
+
+class Flow:
+    """The vector field −∇L, the run's spectrum service, and the count of what both have cost.
+
+    Parameters
+    ----------
+    loss : LossFunction
+    keep_graph : bool
+        Products are wanted at every point: build the graph along with the gradient.
+    """
+
+    def __init__(self, loss: LossFunction, *, keep_graph: bool = False) -> None:
+        self.loss = loss
+        self.spectrum = SpectrumService(loss)
+        self.cost = Cost()
+        self._keep_graph = keep_graph
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """Evaluate −∇L at θ, shape (P,)."""
+        self.cost.n_gradients += 1
+        return -self.loss.gradient(theta)[1]
+
+    def at(self, theta: Tensor) -> Point:
+        """Give θ as a point, at which each quantity is computed when it is first asked for, once."""
+        return Point(self, theta, keep_graph=self._keep_graph)
+
+
+class Point:
+    """A θ with what is known there.
+
+    Attributes
+    ----------
+    flow : Flow
+    theta : Tensor, shape (P,)
+        Never written.
+    """
+
+    def __init__(self, flow: Flow, theta: Tensor, *, keep_graph: bool) -> None:
+        self.flow = flow
+        self.theta = theta
+        self._keep_graph = keep_graph
+        self._pairs: tuple[float, Eigenpairs] | None = None
+
+    @cached_property
+    def _value_and_gradient(self) -> tuple[Tensor, Tensor]:
+        if self._keep_graph:
+            return self.linearization.value, self.linearization.gradient
+        self.flow.cost.n_gradients += 1
+        return self.flow.loss.gradient(self.theta)
+
+    @cached_property
+    def linearization(self) -> Linearization:
+        """Value, gradient and Hessian–vector products at θ; costs a gradient."""
+        self.flow.cost.n_gradients += 1
+        return self.flow.loss.linearize(self.theta)
+
+    @cached_property
+    def loss(self) -> float:
+        """L(θ)."""
+        return float(self._value_and_gradient[0])
+
+    @property
+    def gradient(self) -> Tensor:
+        """∇L(θ), shape (P,)."""
+        return self._value_and_gradient[1]
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether loss and gradient are."""
+        value, gradient = self._value_and_gradient
+        return bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
+
+    @property
+    def known_linearization(self) -> Linearization | None:
+        """The linearization if it has been computed."""
+        return self.__dict__.get("linearization")
+
+    def top(self, k: int, *, tol: float) -> Eigenpairs:
+        """Compute the top k eigenpairs of the Hessian at θ by the run's spectrum service, once.
+
+        Pairs that missed the tolerance stay as they are, flagged: a step uses those that it was sized with.
+        """
+        if self._pairs is not None and self._pairs[0] <= tol and len(self._pairs[1]) >= k:
+            return self._pairs[1].first(k)
+        pairs = self.flow.spectrum.top(k, self.linearization, tol=tol)
+        self.flow.cost.n_hvps += pairs.n_hvp
+        self._pairs = (tol, pairs)
+        return pairs

@@ -1,0 +1,149 @@
+"""The data set, cut into chunks once, as tensors where θ lives."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+
+from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError, suggest
+
+Chunk = tuple[tuple[Tensor, ...], Tensor]
+
+_FORBIDDEN = {
+    "shuffle": "the loss must be the same function at every evaluation",
+    "sampler": "the loss is over the whole data set; pass a torch.utils.data.Subset instead",
+    "batch_sampler": "chunks are cut in the order of the data set; pass batch_size",
+    "drop_last": "the loss is over the whole data set",
+}
+_LOADER_OPTIONS = set(inspect.signature(DataLoader.__init__).parameters) - {"self", "dataset", "batch_size"}
+
+
+def check_loader_options(options: dict[str, Any]) -> None:
+    """Refuse loader options that don't exist or that would change the objective."""
+    for name, value in options.items():
+        if name in _FORBIDDEN and value:
+            raise InvalidInputError(f"{name}={value!r} can't be used: {_FORBIDDEN[name]}. Leave it out.")
+        if name not in _LOADER_OPTIONS:
+            raise UnknownOptionError(
+                f"LossFunction has no option {name!r}; "
+                + suggest(name, (_LOADER_OPTIONS - set(_FORBIDDEN)) | {"batch_size", "memory_budget"})
+            )
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """Half of the memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    try:
+        with open("/proc/meminfo") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return free // 2
+
+
+def as_chunk(items: Any) -> Chunk:
+    """Read a collated batch as ((inputs…), target)."""
+    if not isinstance(items, tuple | list) or len(items) < 2:
+        raise InvalidTypeError(
+            "Dataset items must be (inputs…, target), at least one input and the target; got "
+            f"{type(items).__name__}" + (f" of length {len(items)}" if hasattr(items, "__len__") else "") + "."
+        )
+    for position, item in enumerate(items):
+        if not isinstance(item, Tensor):
+            raise InvalidTypeError(
+                f"Dataset items must collate to tensors; element {position} became {type(item).__name__}. "
+                "Return tensors, arrays or numbers from the data set, or pass collate_fn."
+            )
+    return tuple(items[:-1]), items[-1]
+
+
+class ChunkedData:
+    """A map-style data set as chunks of (inputs…, target) on a device.
+
+    Chunks are collated once and kept on the device when the data fit in the memory budget; otherwise they
+    are read from the data set again in every pass.
+
+    Parameters
+    ----------
+    dataset : torch.utils.data.Dataset
+        Items are (inputs…, target).
+    loader_options : dict
+        Keyword arguments of :class:`torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, dataset: Dataset[Any], loader_options: dict[str, Any]) -> None:
+        check_loader_options(loader_options)
+        if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+            raise InvalidTypeError(
+                "Expected a map-style data set with __len__ and __getitem__, got "
+                f"{type(dataset).__name__}. Collect a stream into a torch.utils.data.TensorDataset."
+            )
+        if len(dataset) == 0:
+            raise InvalidInputError("The data set is empty: the loss is a mean over at least one sample.")
+        self.dataset = dataset
+        self.n_samples = len(dataset)
+        self.chunk_size = self.n_samples
+        # A DataLoader draws a seed at every pass: from a generator of its own, not from the global one.
+        self._options: dict[str, Any] = {"generator": torch.Generator()}
+        self._options |= {k: v for k, v in loader_options.items() if k not in _FORBIDDEN}
+        self._resident = False
+        self._kept: tuple[tuple[torch.device, torch.dtype], list[Chunk]] | None = None
+
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks, the last of which may be shorter."""
+        return -(-self.n_samples // self.chunk_size)
+
+    def cut(self, chunk_size: int, budget: int) -> None:
+        """Fix the chunk size, and whether the data stay in memory within `budget` bytes."""
+        self.chunk_size = chunk_size
+        sample = self.head(1)
+        n_bytes = sum(t.numel() * t.element_size() for t in (*sample[0], sample[1]))
+        self._resident = n_bytes * self.n_samples <= budget
+
+    def head(self, n: int, *, spread: bool = False) -> Chunk:
+        """Collate n items: the first ones, or `spread` evenly over the data set."""
+        indices = [i * self.n_samples // n for i in range(n)] if spread else range(n)
+        if isinstance(self.dataset, TensorDataset):
+            return as_chunk([t[torch.as_tensor(list(indices))] for t in self.dataset.tensors])
+        collate = self._options.get("collate_fn") or default_collate
+        return as_chunk(collate([self.dataset[i] for i in indices]))
+
+    def host_chunks(self) -> Iterator[Chunk]:
+        """Read the chunks from the data set, as it gives them."""
+        if isinstance(self.dataset, TensorDataset):
+            for start in range(0, self.n_samples, self.chunk_size):
+                yield as_chunk([t[start : start + self.chunk_size] for t in self.dataset.tensors])
+        else:
+            loader = DataLoader(self.dataset, batch_size=self.chunk_size, shuffle=False, **self._options)
+            for items in loader:
+                yield as_chunk(items)
+
+    def on(self, device: torch.device, dtype: torch.dtype) -> Iterator[Chunk]:
+        """Give the chunks on a device, floating-point tensors in `dtype`."""
+        key = (device, dtype)
+        if self._kept is None or self._kept[0] != key:
+            chunks = (move(chunk, device, dtype) for chunk in self.host_chunks())
+            if not self._resident:
+                yield from chunks
+                return
+            self._kept = (key, list(chunks))
+        yield from self._kept[1]
+
+
+def move(chunk: Chunk, device: torch.device, dtype: torch.dtype) -> Chunk:
+    """Put a chunk on a device, its floating-point tensors in `dtype`."""
+    inputs, target = chunk
+    return tuple(cast(t, device, dtype) for t in inputs), cast(target, device, dtype)
+
+
+def cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Put a tensor on a device; in `dtype` if it is floating-point."""
+    return tensor.detach().to(device, dtype if tensor.is_floating_point() else None)

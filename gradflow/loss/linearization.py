@@ -1,0 +1,195 @@
+"""A loss at one θ: value, gradient, and Hessian–vector products from one kept graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from gradflow.collective import reduce
+from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.loss.source import LossSource, Term, accumulate, as_flat
+
+
+def value_and_gradient(source: LossSource, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Evaluate the loss, shape (), and its gradient, shape (P,), one chunk's graph at a time."""
+    leaves = _leaves(source, theta)
+    value = gradient = None
+    with source.settings(theta), torch.enable_grad():
+        for term in source.terms(theta):
+            term_value = term(leaves)
+            grads = _differentiate(term_value, leaves, create_graph=False)
+            value = accumulate(value, term_value.detach())
+            gradient = accumulate(gradient, as_flat(grads))
+    assert value is not None
+    assert gradient is not None
+    return reduce(value), reduce(gradient)
+
+
+class Linearization:
+    """The loss at one θ, ready for many products with its Hessian H.
+
+    The gradient's graph is built once and differentiated again for every product (reverse over reverse);
+    when the graphs of all chunks don't fit in memory together, they are built again, chunk by chunk, for
+    every block of vectors. It lives as long as this object. As ``lin @ V`` it is a symmetric operator for
+    :class:`gradflow.SpectrumService`.
+
+    Attributes
+    ----------
+    source : object
+        The loss that it belongs to.
+    theta : Tensor, shape (P,)
+    value : Tensor, shape ()
+    gradient : Tensor, shape (P,)
+    n_hvps : int
+        Products computed so far; a block of k vectors counts k.
+
+    Examples
+    --------
+    >>> from gradflow import LossFunction
+    >>> loss = LossFunction.from_callable(lambda x: (x**3).sum())
+    >>> lin = loss.linearize(torch.tensor([1.0, 2.0]))
+    >>> lin.gradient, lin.hvp(torch.ones(2))
+    (tensor([ 3., 12.]), tensor([ 6., 12.]))
+    """
+
+    def __init__(self, source: LossSource, theta: Tensor) -> None:
+        self.source = source
+        self.theta = theta.detach()
+        self.n_hvps = 0
+        self._leaves = _leaves(source, theta)
+        self._graphs: list[list[Tensor]] | None = [] if source.keeps_graphs(theta) else None
+        value = gradient = None
+        with source.settings(theta), torch.enable_grad():
+            for term in source.terms(theta):
+                term_value = term(self._leaves)
+                grads = _differentiate(term_value, self._leaves, create_graph=self._graphs is not None)
+                if self._graphs is not None:
+                    self._graphs.append(grads)
+                value = accumulate(value, term_value.detach())
+                gradient = accumulate(gradient, as_flat(grads).detach())
+        assert value is not None
+        assert gradient is not None
+        self.value = reduce(value)
+        self.gradient = reduce(gradient)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(P, P), as of the Hessian."""
+        return (self.theta.numel(), self.theta.numel())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of θ."""
+        return self.theta.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of θ."""
+        return self.theta.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self.hvp(vectors)
+
+    def hvp(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors by the Hessian.
+
+        Parameters
+        ----------
+        vectors : Tensor, shape (P,) or (P, k)
+            In θ's dtype and on its device.
+
+        Returns
+        -------
+        Tensor, of the shape of `vectors`
+            H·V.
+
+        Raises
+        ------
+        InvalidInputError, InvalidTypeError
+            If shape, device or dtype don't match θ.
+        """
+        _check_vectors(vectors, self.theta)
+        columns = [vectors] if vectors.dim() == 1 else list(vectors.T.contiguous())
+        products: list[Tensor | None] = [None] * len(columns)
+        blocks = [_split_like(v, self._leaves) for v in columns]
+        with self.source.settings(self.theta), torch.enable_grad():
+            for grads in self._gradient_graphs():
+                for j, block in enumerate(blocks):
+                    products[j] = accumulate(products[j], _second_derivative(grads, self._leaves, block))
+        self.n_hvps += len(columns)
+        rows = [reduce(p) for p in products if p is not None]
+        if vectors.dim() == 1:
+            return rows[0]
+        return torch.stack(rows).T if rows else torch.zeros_like(vectors)
+
+    def _gradient_graphs(self) -> Sequence[list[Tensor]] | _Rebuilt:
+        if self._graphs is not None:
+            return self._graphs
+        return _Rebuilt(self.source, self.theta, self._leaves)
+
+
+class _Rebuilt:
+    """Gradient graphs built one after another, so that one is alive at a time."""
+
+    def __init__(self, source: LossSource, theta: Tensor, leaves: list[Tensor]) -> None:
+        self._terms = source.terms(theta)
+        self._leaves = leaves
+
+    def __iter__(self) -> _Rebuilt:
+        return self
+
+    def __next__(self) -> list[Tensor]:
+        term: Term = next(self._terms)
+        return _differentiate(term(self._leaves), self._leaves, create_graph=True)
+
+
+def _leaves(source: LossSource, theta: Tensor) -> list[Tensor]:
+    return [leaf.detach().requires_grad_(True) for leaf in source.leaves(theta.detach())]
+
+
+def _differentiate(value: Tensor, leaves: list[Tensor], *, create_graph: bool) -> list[Tensor]:
+    """Give the gradient by leaf; zeros where the value doesn't depend on it."""
+    if not value.requires_grad:
+        return [torch.zeros_like(leaf) for leaf in leaves]
+    grads = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    return [
+        torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)
+    ]
+
+
+def _second_derivative(grads: list[Tensor], leaves: list[Tensor], block: list[Tensor]) -> Tensor:
+    """Give Σ (∂g/∂θ)ᵀ v, shape (P,), for v cut like the leaves."""
+    live = [(g, v) for g, v in zip(grads, block, strict=True) if g.requires_grad]
+    if not live:
+        return torch.zeros_like(as_flat(leaves)).detach()
+    parts = torch.autograd.grad(
+        [g for g, _ in live], leaves, [v for _, v in live], retain_graph=True, allow_unused=True
+    )
+    return as_flat(
+        [torch.zeros_like(leaf) if p is None else p for p, leaf in zip(parts, leaves, strict=True)]
+    ).detach()
+
+
+def _split_like(vector: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    parts = torch.split(vector, [leaf.numel() for leaf in leaves])
+    return [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+
+
+def _check_vectors(vectors: Tensor, theta: Tensor) -> None:
+    if not isinstance(vectors, Tensor):
+        raise InvalidTypeError(f"Expected vectors as a torch.Tensor, got {type(vectors).__name__}.")
+    P = theta.numel()
+    if vectors.dim() not in {1, 2} or vectors.shape[0] != P:
+        raise InvalidInputError(
+            f"Expected vectors of shape ({P},) or ({P}, k), got {tuple(vectors.shape)}."
+        )
+    if vectors.dtype != theta.dtype:
+        raise InvalidTypeError(
+            f"Expected vectors in θ's dtype {theta.dtype}, got {vectors.dtype}. Convert with .to(theta)."
+        )
+    if vectors.device != theta.device:
+        raise InvalidInputError(
+            f"Expected vectors on θ's device {theta.device}, got {vectors.device}. Convert with .to(theta)."
+        )

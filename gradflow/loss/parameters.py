@@ -1,0 +1,115 @@
+"""Flat θ ⇄ the named parameters of a network."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.errors import InvalidInputError
+
+_NORM_LAYERS = tuple(
+    getattr(nn, name)
+    for name in (
+        "BatchNorm1d",
+        "BatchNorm2d",
+        "BatchNorm3d",
+        "SyncBatchNorm",
+        "InstanceNorm1d",
+        "InstanceNorm2d",
+        "InstanceNorm3d",
+        "LayerNorm",
+        "GroupNorm",
+        "RMSNorm",
+    )
+    if hasattr(nn, name)
+)
+
+
+class ParameterLayout:
+    """Where each trainable parameter of a network lies in the flat θ.
+
+    Tied parameters appear once; parameters with ``requires_grad=False`` don't appear.
+
+    Parameters
+    ----------
+    net : torch.nn.Module
+        The network. Read, never written.
+
+    Attributes
+    ----------
+    names : tuple of str
+        Parameter names in the order of ``net.named_parameters()``.
+    shapes : tuple of torch.Size
+    sizes : tuple of int
+    n_parameters : int
+        P, the length of θ.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        trainable = {name: p for name, p in net.named_parameters() if p.requires_grad}
+        if not trainable:
+            raise InvalidInputError(
+                "The net has no trainable parameters: expected at least one with requires_grad=True, got "
+                f"{sum(1 for _ in net.parameters())} parameters, all frozen. Unfreeze one."
+            )
+        self.names = tuple(trainable)
+        self.shapes = tuple(p.shape for p in trainable.values())
+        self.sizes = tuple(p.numel() for p in trainable.values())
+        self.n_parameters = sum(self.sizes)
+
+    def split(self, theta: Tensor) -> list[Tensor]:
+        """Cut θ, shape (P,), into views of the parameters' shapes."""
+        return [
+            part.view(shape) for part, shape in zip(torch.split(theta, self.sizes), self.shapes, strict=True)
+        ]
+
+    def flatten(self) -> Tensor:
+        """Copy the net's present weights into a new flat θ, shape (P,)."""
+        parameters = dict(self._net.named_parameters())
+        return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+
+    def state_dict(self, theta: Tensor) -> dict[str, Tensor]:
+        """Copy the net's state dict with θ in the place of its trainable parameters."""
+        new = {
+            name: part.detach().clone() for name, part in zip(self.names, self.split(theta), strict=True)
+        }
+        canonical = {id(p): name for name, p in self._net.named_parameters()}
+        state = {key: value.detach().clone() for key, value in self._net.state_dict().items()}
+        for alias, parameter in self._net.named_parameters(remove_duplicate=False):
+            if canonical[id(parameter)] in new and alias in state:
+                state[alias] = new[canonical[id(parameter)]].clone()
+        return state
+
+    def initialize(self, gain: float, seed: int | None) -> Tensor:
+        """Draw θ, shape (P,), float64 on the CPU: Kaiming normal weights, zero biases.
+
+        The numbers depend on `seed` alone, not on a device or dtype. Norm layers get their own
+        initialisation (ones and zeros); a parameter that is neither a weight of two or more dimensions
+        nor a bias keeps the value that it has in the net.
+        """
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        owners = {
+            f"{prefix}.{name}" if prefix else name: module
+            for prefix, module in self._net.named_modules()
+            for name, _ in module.named_parameters(recurse=False)
+        }
+        parameters = dict(self._net.named_parameters())
+        parts = []
+        for name, shape in zip(self.names, self.shapes, strict=True):
+            local = name.rsplit(".", 1)[-1]
+            if isinstance(owners[name], _NORM_LAYERS):
+                part = torch.zeros(shape) if "bias" in local else torch.ones(shape)
+            elif "bias" in local:
+                part = torch.zeros(shape)
+            elif len(shape) >= 2:
+                fan_in = math.prod(shape[1:])
+                part = torch.randn(shape, generator=generator, dtype=torch.float64) * (
+                    gain / math.sqrt(fan_in)
+                )
+            else:
+                part = parameters[name].detach().cpu()
+            parts.append(part.to(torch.float64).reshape(-1))
+        return torch.cat(parts)

@@ -1,0 +1,92 @@
+"""Where a loss comes from: a sum of terms, each a differentiable scalar of the parameter leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradflow.errors import CriterionError
+from gradflow.loss.numerics import exact_derivatives
+
+Term = Callable[[Sequence[Tensor]], Tensor]
+
+
+class LossSource(Protocol):
+    """A loss as a sum of terms.
+
+    Implemented by :class:`CallableLoss` (one term) and
+    :class:`gradflow.loss.empirical.EmpiricalRisk` (one term per chunk of the data).
+    """
+
+    n_parameters: int | None
+
+    def leaves(self, theta: Tensor) -> list[Tensor]:
+        """Cut θ, shape (P,), into the tensors that the terms are functions of."""
+
+    def terms(self, theta: Tensor) -> Iterator[Term]:
+        """Give the terms, on θ's device and in its dtype; their sum is the loss."""
+
+    def keeps_graphs(self, theta: Tensor) -> bool:
+        """Whether the gradient graphs of all terms fit in memory together."""
+
+    def settings(self, theta: Tensor) -> Any:
+        """Give the context in which terms are evaluated and differentiated."""
+
+    def describe(self) -> dict[str, Any]:
+        """Give what a record should say of the loss; JSON values."""
+
+
+class CallableLoss:
+    """A loss given as a differentiable function of flat θ.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(theta) -> Tensor``, a scalar, for θ of shape (P,), written in torch.
+    """
+
+    n_parameters: int | None = None
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self._function = function
+
+    def leaves(self, theta: Tensor) -> list[Tensor]:
+        """Θ itself is the one leaf."""
+        return [theta]
+
+    def terms(self, theta: Tensor) -> Iterator[Term]:
+        """Give the function as the only term."""
+        yield self._term
+
+    def _term(self, leaves: Sequence[Tensor]) -> Tensor:
+        value = self._function(leaves[0])
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise CriterionError(f"The loss function must return a scalar torch.Tensor, got {got}.")
+        return value.reshape(())
+
+    def keeps_graphs(self, theta: Tensor) -> bool:
+        """One graph is always kept."""
+        return True
+
+    def settings(self, theta: Tensor) -> Any:
+        """Evaluate with kernels that have second derivatives."""
+        return exact_derivatives(theta.device)
+
+    def describe(self) -> dict[str, Any]:
+        """Name the function."""
+        name = getattr(self._function, "__qualname__", type(self._function).__qualname__)
+        return {"function": name}
+
+
+def accumulate(total: Tensor | None, part: Tensor) -> Tensor:
+    """Add `part` to a running sum; the sum of one part is that part, bit for bit."""
+    return part if total is None else total + part
+
+
+def as_flat(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors into one of shape (P,)."""
+    return torch.cat([part.reshape(-1) for part in parts])

@@ -1,0 +1,92 @@
+"""Named problems: a data set, a network and a loss, ready to integrate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import TensorDataset
+
+from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
+from gradflow.loss import HalfSquaredError, LossFunction
+from gradflow.problems.datasets import load_data
+from gradflow.problems.networks import make_network
+
+#: The losses by name.
+LOSSES = {"mse": HalfSquaredError, "ce": nn.CrossEntropyLoss}
+
+
+def load(
+    dataset: str,
+    arch: str,
+    loss: str,
+    *,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    **loss_options: Any,
+) -> tuple[LossFunction, LossFunction, Tensor]:
+    """Load a problem by name.
+
+    Parameters
+    ----------
+    dataset : str
+        ``digits``, or ``chebyshev-K-N`` such as ``chebyshev-3-20``.
+    arch : str
+        ``fc-tanh``, ``fc-relu``, ``fc-elu``, ``fc-hardtanh``, ``fc-softplus``, each with ``-depthN``; or
+        ``regression``.
+    loss : {"mse", "ce"}
+        ``mse`` is ½‖output − target‖² summed over outputs, with one-hot targets for classes; ``ce`` is
+        cross-entropy. Both are means over samples.
+    seed : int
+        Of the initial weights. The global generator isn't touched, and the weights are the same on every
+        device, and in every dtype but for rounding.
+    dtype, device
+        Of networks, data and θ₀.
+    **loss_options
+        Options of :class:`gradflow.LossFunction`, such as ``batch_size``, for both losses.
+
+    Returns
+    -------
+    train, test : LossFunction
+        On the training and the test set; they share the network.
+    params : Tensor, shape (P,)
+        The initial weights θ₀, flat.
+
+    Examples
+    --------
+    >>> train, test, params = load("chebyshev-3-20", "regression", "mse", seed=1)
+    >>> params.shape
+    torch.Size([300])
+    """
+    if loss not in LOSSES:
+        raise UnknownNameError(f"No loss {loss!r}; {suggest(loss, LOSSES)}")
+    if dtype not in {torch.float32, torch.float64}:
+        raise InvalidTypeError(f"Expected dtype float32 or float64, got {dtype}.")
+    data = load_data(dataset)
+    if loss == "ce" and data.n_classes is None:
+        raise InvalidInputError(f"The loss ce needs classes; {dataset} has values for targets. Use mse.")
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        net = make_network(arch, data.n_inputs, data.n_outputs)
+    net = net.to(device, dtype)
+
+    def make(inputs: Tensor, targets: Tensor) -> LossFunction:
+        if data.n_classes is not None and loss == "mse":
+            targets = F.one_hot(targets, data.n_classes).to(torch.float64)
+        tensors = TensorDataset(inputs.to(device, dtype), _as_dtype(targets, dtype).to(device))
+        made = LossFunction(tensors, LOSSES[loss](), net, **loss_options)
+        return made.label(dataset=dataset, arch=arch, loss=loss, seed=seed)
+
+    train = make(data.train_inputs, data.train_targets)
+    test = make(data.test_inputs, data.test_targets)
+    return train, test, train.parameters()
+
+
+def _as_dtype(targets: Tensor, dtype: torch.dtype) -> Tensor:
+    return targets.to(dtype) if targets.is_floating_point() else targets
+
+
+__all__ = ["LOSSES", "load"]

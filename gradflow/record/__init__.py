@@ -1,0 +1,17 @@
+"""The record of a run as an xarray dataset in netCDF."""
+
+from gradflow.record.provenance import check_attributes, provenance
+from gradflow.record.reading import open_run
+from gradflow.record.run_record import FileRecord, MemoryRecord
+from gradflow.record.schema import VARIABLES, Layout, Variable
+
+__all__ = [
+    "VARIABLES",
+    "FileRecord",
+    "Layout",
+    "MemoryRecord",
+    "Variable",
+    "check_attributes",
+    "open_run",
+    "provenance",
+]

@@ -1,0 +1,109 @@
+"""What an eigensolver returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues with their eigenvectors, and how far each can be trusted.
+
+    Attributes
+    ----------
+    values : Tensor, shape (k,), float64, on the CPU
+        Algebraically largest first (:meth:`SpectrumService.bottom`: smallest first). Never absolute values.
+    vectors : Tensor, shape (P, k)
+        Orthonormal columns, in the operator's dtype and on its device.
+    residuals : Tensor, shape (k,), float64, on the CPU
+        ‖Hv − λv‖ / max|λ|; 0 for H = 0. The distance from λ to the nearest eigenvalue is at most
+        residual · max|λ|.
+    n_hvp : int
+        Products that this call took; 0 if it was answered from the cache.
+    converged : Tensor, shape (k,), bool
+        Whether the residual is within the tolerance asked for.
+    scale : float
+        max|λ| as far as it is known: the largest |Ritz value| or ‖H v‖ of a unit vector met.
+    """
+
+    values: Tensor
+    vectors: Tensor
+    residuals: Tensor
+    n_hvp: int
+    converged: Tensor
+    scale: float
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def first(self, k: int) -> Eigenpairs:
+        """Give the first k pairs alone, at no cost."""
+        return Eigenpairs(
+            self.values[:k], self.vectors[:, :k], self.residuals[:k], 0, self.converged[:k], self.scale
+        )
+
+
+def rayleigh_ritz(
+    basis: Tensor, image: Tensor, k: int, tol: float, *, n_hvp: int, scale: float = 0.0
+) -> tuple[Eigenpairs, Tensor, Tensor]:
+    """Extract the top k Ritz pairs of a symmetric H from a subspace.
+
+    Parameters
+    ----------
+    basis, image : Tensor, shape (P, m)
+        Orthonormal V, and H V.
+    k : int
+        At most m.
+    tol : float
+        Residual at which a pair counts as converged.
+    n_hvp : int
+        To be reported.
+    scale : float
+        A lower bound on max|λ| that is known from elsewhere.
+
+    Returns
+    -------
+    pairs : Eigenpairs
+    rotation : Tensor, shape (m, m)
+        All Ritz vectors in terms of `basis`, largest Ritz value first, in its dtype.
+    defects : Tensor, shape (P, k)
+        H x − λ x of the k pairs.
+    """
+    projected = (basis.T @ image).to("cpu", torch.float64)
+    ritz, rotation = torch.linalg.eigh(0.5 * (projected + projected.T))
+    ritz, rotation = ritz.flip(0), rotation.flip(1)
+    # Both bound max|λ| from below: Ritz values, and ‖H v‖ of unit vectors.
+    scale = max(scale, float(ritz.abs().max()), float(torch.linalg.vector_norm(image, dim=0).max()))
+    local = rotation.to(basis)
+    vectors, images = basis @ local[:, :k], image @ local[:, :k]
+    values = ritz[:k]
+    defects = images - vectors * values.to(basis)
+    norms = torch.linalg.vector_norm(defects, dim=0).to("cpu", torch.float64)
+    residuals = norms / scale if scale > 0 else norms
+    pairs = Eigenpairs(values, vectors, residuals, n_hvp, residuals <= tol, scale)
+    return pairs, local, defects
+
+
+def orthonormalize(block: Tensor, against: Tensor | None = None) -> Tensor:
+    """Orthonormalise columns, shape (P, b), against each other and a basis; dependent ones are dropped.
+
+    Projection and QR, done twice ("twice is enough", Giraud et al. 2005).
+    """
+    keep = torch.isfinite(block).all(0) & (torch.linalg.vector_norm(block, dim=0) > 0)
+    block = block[:, keep]
+    if not block.shape[1]:
+        return block
+    block = block / torch.linalg.vector_norm(block, dim=0)
+    limit = 1e3 * torch.finfo(block.dtype).eps
+    for _ in range(2):
+        if against is not None:
+            block = block - against @ (against.T @ block)
+        block, triangle = torch.linalg.qr(block)
+        block = block[:, triangle.diagonal().abs() > limit]
+        limit = 0.5  # the second pass starts from unit vectors: what shrinks there was rounding
+        if not block.shape[1]:
+            break
+    return block

@@ -1,0 +1,63 @@
+"""What the eigensolvers work on."""
+
+from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gradflow.errors import InvalidInputError, InvalidTypeError
+
+
+@runtime_checkable
+class SymmetricOperator(Protocol):
+    """A symmetric linear map that multiplies blocks of vectors.
+
+    A :class:`gradflow.loss.Linearization` is one (the Hessian at its θ), and so is a symmetric
+    ``torch.Tensor`` of shape (P, P). The Hessian on a subset of the data is the linearization of the loss on
+    that subset; a preconditioned Hessian is any object with these four members.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(P, P)."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the vectors that it takes."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the vectors that it takes."""
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors, shape (P, k)."""
+
+
+def check_operator(operator: object) -> SymmetricOperator:
+    """Refuse what isn't square, real and linear by its looks."""
+    if not isinstance(operator, SymmetricOperator):
+        raise InvalidTypeError(
+            "Expected a LossFunction, a linearization, a symmetric torch.Tensor, or an object with shape, dtype, "
+            f"device and @; got {type(operator).__name__}."
+        )
+    shape = tuple(operator.shape)
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] == 0:
+        raise InvalidInputError(f"Expected a square operator of shape (P, P), got shape {shape}.")
+    if operator.dtype not in {torch.float32, torch.float64}:
+        raise InvalidTypeError(f"Expected an operator in float32 or float64, got {operator.dtype}.")
+    return operator
+
+
+class Negated:
+    """−H, whose top is the bottom of H."""
+
+    def __init__(self, operator: SymmetricOperator) -> None:
+        self._operator = operator
+        self.shape = operator.shape
+        self.dtype = operator.dtype
+        self.device = operator.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return -(self._operator @ vectors)

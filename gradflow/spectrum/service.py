@@ -1,0 +1,210 @@
+"""The eigensolver that a whole run shares."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
+from gradflow.spectrum.backends import BACKENDS
+from gradflow.spectrum.density import SpectralDensity, lanczos_density
+from gradflow.spectrum.eigenpairs import Eigenpairs
+from gradflow.spectrum.operators import Negated, SymmetricOperator, check_operator
+
+
+@runtime_checkable
+class HasHessian(Protocol):
+    """A function whose Hessian at θ is a symmetric operator, such as a LossFunction."""
+
+    def linearize(self, theta: Tensor) -> Any:
+        """Give the Hessian at θ as a symmetric operator."""
+
+
+class SpectrumService:
+    """Eigenpairs of the Hessian along a trajectory.
+
+    One object per run: every solve starts from the last one's basis, and what is known at the same θ is
+    not computed again. It takes a loss, or any symmetric operator.
+
+    Parameters
+    ----------
+    target : LossFunction or SymmetricOperator, optional
+        What to take eigenpairs of: a loss (its Hessian at the θ of each call), or an operator. May be left
+        out where every call gives an operator.
+    backend : {"block-krylov", "dense", "eigsh", "lobpcg", "power"}
+        The eigensolver. All but the first are for comparison.
+    max_hvps : int, optional
+        Products after which a solve gives up and returns what it has, flagged. Default: 100 + 60 k.
+    seed : int
+        Of the random start vectors.
+
+    Attributes
+    ----------
+    n_hvps : int
+        Products so far, over all calls.
+
+    Examples
+    --------
+    >>> H = torch.diag(torch.tensor([3.0, -7.0, 1.0, 0.0], dtype=torch.float64))
+    >>> SpectrumService(H).top(2).values
+    tensor([3., 1.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        target: HasHessian | SymmetricOperator | None = None,
+        *,
+        backend: str = "block-krylov",
+        max_hvps: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise UnknownNameError(f"No eigensolver {backend!r}; {suggest(backend, BACKENDS)}")
+        if target is not None and not isinstance(target, HasHessian):
+            check_operator(target)
+        self.backend = backend
+        self.n_hvps = 0
+        self._target = target
+        self._max_hvps = max_hvps
+        self._generator = torch.Generator().manual_seed(seed)
+        self._bases: dict[str, Tensor] = {}
+        self._cache: dict[str, tuple[_Place, Eigenpairs]] = {}
+
+    def top(self, k: int, at: Any = None, *, tol: float = 1e-3, start: Tensor | None = None) -> Eigenpairs:
+        """Compute the algebraically largest k eigenpairs.
+
+        Parameters
+        ----------
+        k : int
+            1 ≤ k ≤ P.
+        at : Tensor of shape (P,), Linearization or SymmetricOperator, optional
+            θ, or the operator at it. Left out: the operator that the service was made with.
+        tol : float, default 1e-3
+            Residual ‖Hv − λv‖/max|λ| to reach. Below about 100 machine epsilons it can't be met.
+        start : Tensor, shape (P, m), optional
+            Vectors to start from when the service has no basis of its own yet.
+
+        Returns
+        -------
+        Eigenpairs
+            Those that missed the tolerance are flagged in `converged`.
+        """
+        return self._solve("top", k, at, tol, start)
+
+    def bottom(self, k: int, at: Any = None, *, tol: float = 1e-3) -> Eigenpairs:
+        """Compute the algebraically smallest k eigenpairs, smallest first; else as :meth:`top`."""
+        return self._solve("bottom", k, at, tol, None)
+
+    def density(self, at: Any = None, *, n_vectors: int = 10, n_steps: int = 80) -> SpectralDensity:
+        """Estimate the eigenvalue density by stochastic Lanczos quadrature.
+
+        Parameters
+        ----------
+        at
+            As of :meth:`top`.
+        n_vectors : int
+            Random vectors; the statistical error falls with their square root.
+        n_steps : int
+            Lanczos steps from each, one product a step.
+        """
+        density = lanczos_density(self._operator(at), n_vectors, n_steps, self._generator)
+        self.n_hvps += density.n_hvp
+        return density
+
+    def known(self, k: int, theta: Tensor, *, tol: float) -> Eigenpairs | None:
+        """Give the top k pairs if they have been computed at this θ to this tolerance."""
+        entry = self._cache.get("top")
+        return entry[1].first(k) if entry is not None and entry[0].has(theta) and _serves(entry[1], k, tol) else None
+
+    @property
+    def basis(self) -> Tensor | None:
+        """Vectors from which the next :meth:`top` will start, shape (P, m)."""
+        return self._bases.get("top")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a later service needs to go on as this one would."""
+        return {"bases": dict(self._bases), "n_hvps": self.n_hvps, "generator": self._generator.get_state()}
+
+    # ------------------------------------------------------------------
+
+    def _solve(self, end: str, k: int, at: Any, tol: float, start: Tensor | None) -> Eigenpairs:
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise InvalidTypeError(f"Expected k as an int, got {type(k).__name__}.")
+        if not tol > 0:
+            raise InvalidInputError(f"Expected tol > 0, got {tol}.")
+        key = self._key(at)
+        entry = self._cache.get(end)
+        if entry is not None and entry[0].is_at(key) and _serves(entry[1], k, tol):
+            return entry[1].first(k)
+        operator = self._operator(at)
+        P = operator.shape[0]
+        if not 1 <= k <= P:
+            raise InvalidInputError(f"Expected 1 ≤ k ≤ P = {P} eigenpairs, got k = {k}.")
+        basis = self._bases.get(end, start)
+        if basis is not None and (len(basis) != P or (basis.dtype, basis.device) != (operator.dtype, operator.device)):
+            basis = None
+        solver: Callable[..., Any] = BACKENDS[self.backend]
+        if self.backend == "block-krylov" and max(32, 3 * k) >= P:
+            solver = BACKENDS["dense"]
+        solution = solver(
+            operator if end == "top" else Negated(operator),
+            k,
+            basis,
+            tol=tol,
+            max_hvps=100 + 60 * k if self._max_hvps is None else self._max_hvps,
+            generator=self._generator,
+        )
+        pairs = solution.pairs
+        if end == "bottom":
+            pairs = Eigenpairs(
+                -pairs.values, pairs.vectors, pairs.residuals, pairs.n_hvp, pairs.converged, pairs.scale
+            )
+        self.n_hvps += pairs.n_hvp
+        self._bases[end] = solution.basis
+        if key is None:
+            self._cache.pop(end, None)
+        else:
+            self._cache[end] = (key, pairs)
+        return pairs
+
+    def _operator(self, at: Any) -> SymmetricOperator:
+        if at is None:
+            if self._target is None or isinstance(self._target, HasHessian):
+                raise InvalidInputError("Say where: pass θ, a linearization or an operator as the second argument.")
+            return self._target
+        if isinstance(at, Tensor) and at.dim() == 1:
+            if not isinstance(self._target, HasHessian):
+                raise InvalidInputError("θ needs a loss: make the service with SpectrumService(loss).")
+            return check_operator(self._target.linearize(at))
+        return check_operator(at)
+
+    def _key(self, at: Any) -> _Place | None:
+        """Give where a call is: a loss and θ by value. Operators without a θ are solved anew each time."""
+        if isinstance(at, Tensor) and at.dim() == 1 and self._target is not None:
+            return _Place(getattr(self._target, "source", self._target), at.detach().clone())
+        theta = getattr(at, "theta", None)
+        return _Place(getattr(at, "source", at), theta.detach().clone()) if theta is not None else None
+
+
+def _serves(pairs: Eigenpairs, k: int, tol: float) -> bool:
+    """Whether pairs that are known answer a call for k of them to a tolerance."""
+    return len(pairs) >= k and bool((pairs.residuals[:k] <= tol).all())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """A loss and a θ."""
+
+    source: object
+    theta: Tensor
+
+    def is_at(self, other: _Place | None) -> bool:
+        return other is not None and self.source is other.source and self.has(other.theta)
+
+    def has(self, theta: Tensor) -> bool:
+        a, b = self.theta, theta
+        return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
