@@ -111,7 +111,7 @@ class Linearization:
             If shape, device or dtype don't match θ.
         """
         _check_vectors(vectors, self.theta)
-        columns = [vectors] if vectors.dim() == 1 else list(vectors.T.contiguous())
+        columns = [vectors.contiguous()] if vectors.dim() == 1 else list(vectors.T.contiguous())
         products: list[Tensor | None] = [None] * len(columns)
         blocks = [_split_like(v, self._leaves) for v in columns]
         with self.source.settings(self.theta), torch.enable_grad():
