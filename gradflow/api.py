@@ -349,7 +349,9 @@ def _integrator(
 ) -> Integrator:
     twice = sorted(set(options) & set(method_options or {}))
     if twice:
-        raise UnknownOptionError(f"Options given twice, as keywords and in method_options: {', '.join(twice)}.")
+        raise UnknownOptionError(
+            f"Options given twice, as keywords and in method_options: {', '.join(twice)}."
+        )
     return make_integrator(method, {**options, **(method_options or {})}).resolve(loss)
 
 
@@ -434,7 +436,13 @@ def _ends(
             raise InvalidInputError("acc_goal needs a loss whose targets are classes.")
     if callback is not None and not callable(callback):
         raise InvalidTypeError(f"Expected callback as a callable, got {type(callback).__name__}.")
-    if t_max is None and max_steps is None and max_wall_time is None and loss_goal is None and acc_goal is None:
+    if (
+        t_max is None
+        and max_steps is None
+        and max_wall_time is None
+        and loss_goal is None
+        and acc_goal is None
+    ):
         raise InvalidInputError(
             "The run has no end: give t_max, or max_steps, max_wall_time, loss_goal or acc_goal."
         )
@@ -508,9 +516,7 @@ class _Recorder:
 # ---------------------------------------------------------------------- what the file says
 
 
-def _attributes(
-    integrator: Integrator, theta: Tensor, projection: RandomProjection | None
-) -> dict[str, Any]:
+def _attributes(integrator: Integrator, theta: Tensor, projection: RandomProjection | None) -> dict[str, Any]:
     lr = getattr(integrator, "lr", None)
     return {
         "method": integrator.name,

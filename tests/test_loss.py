@@ -136,7 +136,9 @@ def test_batch_norm_in_train_mode_is_the_mean_over_ghost_batches(generator):
     X, y = case.tensors
     parts = []
     for a, b in ((0, 4), (4, 8), (8, 11)):
-        part = zoo.Case(copy.deepcopy(case.net), case.criterion, TensorDataset(X[a:b], y[a:b]))
+        part = zoo.Case(
+            copy.deepcopy(case.net), case.criterion, TensorDataset(X[a:b], y[a:b]), normalizes=True
+        )
         parts.append([(b - a) / 11 * q for q in zoo.dense_reference(part, theta)])
     value, gradient, H = (sum(q) for q in zip(*parts, strict=True))
     v = torch.randn(len(theta), generator=generator, dtype=theta.dtype)

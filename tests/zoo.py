@@ -108,9 +108,7 @@ def make(name, *, seed=0, n=11, dtype=torch.float64):
     if name == "conv":
         return Case(build(seq(*conv)), nn.CrossEntropyLoss(), TensorDataset(rand(n, 2, 4, 4), labels(3)))
     if name in {"batch-norm-eval", "batch-norm-train"}:
-        net = build(
-            seq(conv[0], lambda: nn.BatchNorm2d(3), nn.Tanh, nn.Flatten, lambda: nn.Linear(12, 3))
-        )
+        net = build(seq(conv[0], lambda: nn.BatchNorm2d(3), nn.Tanh, nn.Flatten, lambda: nn.Linear(12, 3)))
         net[1].running_mean += 0.3
         net[1].running_var *= 1.7
         return Case(

@@ -46,7 +46,7 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
     >>> flow = gradflow.integrate(bowl, torch.ones(1), method="rk4", t_max=1.0, save_every=0.25)
     >>> gd = gradflow.integrate(bowl, torch.ones(1), method="gd", lr=0.25, t_max=1.0)
     >>> compare(gd, flow).distance.round(3).values.tolist()
-    [0.0, 0.029, 0.044, 0.05, 0.051]
+    [0.0, 0.029, 0.044, 0.051, 0.051]
     """
     for name, run in (("a", a), ("b", b)):
         if not isinstance(run, xr.Dataset):

@@ -70,7 +70,9 @@ def distance(a: xr.Dataset, b: xr.Dataset, ax: Axes | None = None, *, interp: bo
     _line(ax, 100 * difference.relative_distance, f"{difference.attrs['a']} − {difference.attrs['b']}")
     crossing = float(difference.crossing_time_a)
     if np.isfinite(crossing):
-        ax.axvline(crossing, color="0.4", linestyle=":", linewidth=1, label=f"λ₁ crosses 2/η, t = {crossing:.4g}")
+        ax.axvline(
+            crossing, color="0.4", linestyle=":", linewidth=1, label=f"λ₁ crosses 2/η, t = {crossing:.4g}"
+        )
     ax.set(xlabel="time t", ylabel="distance / path length (%)")
     ax.set_ylim(bottom=0)
     return _legend(ax)

@@ -42,8 +42,12 @@ def main() -> None:
     "--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True, help="Of everything."
 )
 @click.option("--device", default="cpu", show_default=True, help="Such as cpu or cuda.")
-@click.option("--batch-size", type=int, default=None, help="Samples processed at once. Default: all that fit.")
-@click.option("--test/--no-test", default=True, show_default=True, help="Record loss and accuracy on the test set.")
+@click.option(
+    "--batch-size", type=int, default=None, help="Samples processed at once. Default: all that fit."
+)
+@click.option(
+    "--test/--no-test", default=True, show_default=True, help="Record loss and accuracy on the test set."
+)
 def run(
     dataset: str,
     arch: str,
@@ -73,7 +77,12 @@ def run(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IntegrationWarning)  # said below
             record = integrate(
-                train, params, method=method, test=test_loss if test else None, method_options=method_chosen, **rest
+                train,
+                params,
+                method=method,
+                test=test_loss if test else None,
+                method_options=method_chosen,
+                **rest,
             )
     except GradflowError as error:
         raise click.ClickException(str(error)) from error
@@ -89,7 +98,9 @@ def run(
 @click.argument("a", type=click.Path(path_type=Path))
 @click.argument("b", type=click.Path(path_type=Path))
 @click.option("--interp/--no-interp", default=False, show_default=True, help="Interpolate B to A's times.")
-@click.option("--out", type=click.Path(path_type=Path), default=None, help="Write the comparison to a netCDF file.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), default=None, help="Write the comparison to a netCDF file."
+)
 @click.option("--overwrite/--no-overwrite", default=False, show_default=True, help="Replace that file.")
 def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: bool) -> None:
     """Print how far the recorded runs A and B are apart over time, relative to the path length of B."""
@@ -99,7 +110,9 @@ def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: b
         result = compare(open_run(a), open_run(b), interp=interp)
     except (GradflowError, OSError) as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f"a: {result.attrs['a']}   b: {result.attrs['b']}   distance from: {result.attrs['distance_from']}")
+    click.echo(
+        f"a: {result.attrs['a']}   b: {result.attrs['b']}   distance from: {result.attrs['distance_from']}"
+    )
     click.echo(f"{'time':>12} {'distance':>12} {'/ path':>10} {'loss a':>12} {'loss b':>12}")
     rows = np.unique(np.linspace(0, result.sizes["time"] - 1, 20).round().astype(int))
     for row in rows:

@@ -15,6 +15,7 @@ import click
 
 from gradflow.api import integrate
 from gradflow.driver import steps
+from gradflow.errors import GradflowError
 from gradflow.integrators import METHODS
 
 #: Arguments of integrate() that are Python objects, or that a command line says in another way.
@@ -35,8 +36,12 @@ class Cadence(click.ParamType[float]):
             if match := re.fullmatch(r"(\d+)\s*steps?", value):
                 return steps(int(match[1]))
             return float(value)
+        except GradflowError as error:
+            self.fail(str(error), param, ctx)
         except ValueError:
-            self.fail(f"expected a time such as 0.5 or a number of steps such as 10steps, got {value!r}", param, ctx)
+            self.fail(
+                f"expected a time such as 0.5 or a number of steps such as 10steps, got {value!r}", param, ctx
+            )
 
 
 class Times(click.ParamType[list[float]]):
@@ -62,7 +67,9 @@ def parameter_docs(doc: str | None) -> dict[str, str]:
     >>> parameter_docs("Summary.\\n\\nParameters\\n----------\\na : int\\n    First. More.\\n")
     {'a': 'First.'}
     """
-    section = re.search(r"Parameters\n-+\n(.*?)(?:\n\S[^\n]*\n-+\n|\Z)", inspect.cleandoc(doc or ""), re.DOTALL)
+    section = re.search(
+        r"Parameters\n-+\n(.*?)(?:\n\S[^\n]*\n-+\n|\Z)", inspect.cleandoc(doc or ""), re.DOTALL
+    )
     found: dict[str, str] = {}
     for entry in re.split(r"\n(?=\S)", section[1] if section else ""):
         head, _, body = entry.partition("\n")
@@ -99,7 +106,9 @@ def method_options() -> Iterator[click.Option]:
             defaults[method] = field.default
     for name, (hint, doc, defaults) in taken.items():
         shown = ", ".join(
-            method if default is dataclasses.MISSING or default is None else f"{method}, default {default:g}"
+            method
+            if default is dataclasses.MISSING or default is None
+            else f"{method}, default {default:g}"
             if isinstance(default, float)
             else f"{method}, default {default}"
             for method, default in defaults.items()
@@ -139,4 +148,8 @@ def _type(name: str, kinds: list[Any]) -> Any:
 
 
 def _members(hint: Any) -> tuple[Any, ...]:
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union else (hint,)
+    return (
+        typing.get_args(hint)
+        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+        else (hint,)
+    )

@@ -1,7 +1,16 @@
 """The driver: the only time loop."""
 
 from gradflow.driver.loop import Ends, Moment, Outcome, Recorder, run
-from gradflow.driver.schedule import AtTimes, Cadence, EverySteps, EveryTime, Schedule, at_times, cadence, steps
+from gradflow.driver.schedule import (
+    AtTimes,
+    Cadence,
+    EverySteps,
+    EveryTime,
+    Schedule,
+    at_times,
+    cadence,
+    steps,
+)
 from gradflow.driver.status import NumericalFailure, Status
 from gradflow.driver.stepper import Stepper, StepReport
 

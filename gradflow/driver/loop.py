@@ -160,7 +160,14 @@ class _Run:
         fraction = 1.0 - (report.t - t) / report.dt
         now = self.moment()
         return Moment(
-            t, now.step, result.interpolant(fraction), None, now.step_size, now.sharpness_used, now.cost, now.wall_time
+            t,
+            now.step,
+            result.interpolant(fraction),
+            None,
+            now.step_size,
+            now.sharpness_used,
+            now.cost,
+            now.wall_time,
         )
 
     def record(self, moment: Moment, due: frozenset[str]) -> bool:
@@ -243,4 +250,3 @@ def run(
         recorder.flush()
         raise
     return Outcome(status, status.advice)
-

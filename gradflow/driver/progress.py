@@ -30,7 +30,6 @@ class Progress:
             disable=not (sys.stderr.isatty() if shown is None else shown),
             bar_format="{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}",
             mininterval=0.2,
-            leave=False,
         )
 
     def update(self, report: StepReport) -> None:

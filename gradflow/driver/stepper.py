@@ -139,7 +139,9 @@ class Stepper:
                 Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to a loss of {new.loss}"
             )
         self.n_loss_increases += rises and self.integrator.watches_loss
-        return self._accept(proposal, h, target if lands else None, result, new, with_gradient, with_eigenvectors)
+        return self._accept(
+            proposal, h, target if lands else None, result, new, with_gradient, with_eigenvectors
+        )
 
     def _propose(self, *, fresh: bool) -> Proposal:
         try:

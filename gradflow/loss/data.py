@@ -53,7 +53,9 @@ def as_chunk(items: Any) -> Chunk:
     if not isinstance(items, tuple | list) or len(items) < 2:
         raise InvalidTypeError(
             "Dataset items must be (inputs…, target), at least one input and the target; got "
-            f"{type(items).__name__}" + (f" of length {len(items)}" if hasattr(items, "__len__") else "") + "."
+            f"{type(items).__name__}"
+            + (f" of length {len(items)}" if hasattr(items, "__len__") else "")
+            + "."
         )
     for position, item in enumerate(items):
         if not isinstance(item, Tensor):

@@ -157,7 +157,9 @@ class EmpiricalRisk:
         if same:
             return
         causes = [f"{name} is {m} in train mode" for name, m in self.net.named_modules() if _drops(m)]
-        if any(not torch.equal(a, b) for a, b in zip((*first[0], first[1]), (*second[0], second[1]), strict=True)):
+        if any(
+            not torch.equal(a, b) for a, b in zip((*first[0], first[1]), (*second[0], second[1]), strict=True)
+        ):
             causes.append("the data set returns other values when it is read again (random augmentation?)")
         raise NonDeterministicLossError(
             "Two evaluations of the loss at the same θ differ, so that its gradient and Hessian have no "

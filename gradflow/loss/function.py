@@ -261,8 +261,6 @@ class LossFunction:
                 return float(self(theta)), float("nan")
         return self._risk.evaluate(theta)
 
-
-
     def _need_net(self, what: str) -> EmpiricalRisk:
         if self._risk is None:
             raise InvalidInputError(

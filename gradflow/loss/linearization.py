@@ -154,9 +154,7 @@ def _differentiate(value: Tensor, leaves: list[Tensor], *, create_graph: bool) -
     if not value.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
     grads = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-    return [
-        torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)
-    ]
+    return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
 
 
 def _second_derivative(grads: list[Tensor], leaves: list[Tensor], block: list[Tensor]) -> Tensor:
@@ -182,9 +180,7 @@ def _check_vectors(vectors: Tensor, theta: Tensor) -> None:
         raise InvalidTypeError(f"Expected vectors as a torch.Tensor, got {type(vectors).__name__}.")
     P = theta.numel()
     if vectors.dim() not in {1, 2} or vectors.shape[0] != P:
-        raise InvalidInputError(
-            f"Expected vectors of shape ({P},) or ({P}, k), got {tuple(vectors.shape)}."
-        )
+        raise InvalidInputError(f"Expected vectors of shape ({P},) or ({P}, k), got {tuple(vectors.shape)}.")
     if vectors.dtype != theta.dtype:
         raise InvalidTypeError(
             f"Expected vectors in θ's dtype {theta.dtype}, got {vectors.dtype}. Convert with .to(theta)."

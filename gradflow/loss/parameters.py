@@ -73,9 +73,7 @@ class ParameterLayout:
 
     def state_dict(self, theta: Tensor) -> dict[str, Tensor]:
         """Copy the net's state dict with θ in the place of its trainable parameters."""
-        new = {
-            name: part.detach().clone() for name, part in zip(self.names, self.split(theta), strict=True)
-        }
+        new = {name: part.detach().clone() for name, part in zip(self.names, self.split(theta), strict=True)}
         canonical = {id(p): name for name, p in self._net.named_parameters()}
         state = {key: value.detach().clone() for key, value in self._net.state_dict().items()}
         for alias, parameter in self._net.named_parameters(remove_duplicate=False):

@@ -65,6 +65,7 @@ def load(
         raise UnknownNameError(f"No loss {loss!r}; {suggest(loss, LOSSES)}")
     if dtype not in {torch.float32, torch.float64}:
         raise InvalidTypeError(f"Expected dtype float32 or float64, got {dtype}.")
+    device = _device(device)
     data = load_data(dataset)
     if loss == "ce" and data.n_classes is None:
         raise InvalidInputError(f"The loss ce needs classes; {dataset} has values for targets. Use mse.")
@@ -83,6 +84,18 @@ def load(
     train = make(data.train_inputs, data.train_targets)
     test = make(data.test_inputs, data.test_targets)
     return train, test, train.parameters()
+
+
+def _device(name: torch.device | str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInputError(f"No device {name!r}; expected cpu, cuda, or cuda:N.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidInputError(
+            "CUDA isn't available: torch sees no GPU, or is a build for the CPU. Use cpu."
+        )
+    return device
 
 
 def _as_dtype(targets: Tensor, dtype: torch.dtype) -> Tensor:

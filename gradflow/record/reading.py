@@ -7,7 +7,7 @@ from pathlib import Path
 
 import xarray as xr
 
-from gradflow.errors import RunNotFoundError
+from gradflow.errors import InvalidInputError, RunNotFoundError
 from gradflow.record.run_record import PARTIAL
 
 
@@ -29,15 +29,24 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     ------
     RunNotFoundError
         If there is neither.
+    InvalidInputError
+        If the file isn't netCDF.
     """
     path = Path(path)
     if path.is_file():
-        return xr.open_dataset(path, engine="netcdf4")
+        return _open(path)
     partial = path if path.name.endswith(PARTIAL) else path.with_name(path.name + PARTIAL)
     if not partial.is_dir():
         raise RunNotFoundError(f"No run at {path}: there is neither that file nor {partial}.")
-    segments = [xr.load_dataset(s, engine="netcdf4") for s in sorted(partial.glob("segment-*.nc"))]
+    segments = [_open(segment).load() for segment in sorted(partial.glob("segment-*.nc"))]
     if not segments:
         raise RunNotFoundError(f"The run at {path} has just begun: {partial} holds no records yet.")
     return xr.concat(segments, "time", data_vars="minimal", coords="minimal", compat="override", join="override",
                      combine_attrs="override")  # fmt: skip
+
+
+def _open(path: Path) -> xr.Dataset:
+    try:
+        return xr.open_dataset(path, engine="netcdf4")
+    except OSError as error:
+        raise InvalidInputError(f"{path} can't be read as netCDF: {error}") from error

@@ -187,7 +187,9 @@ def _fsync(path: Path) -> None:
 
 
 def _write(dataset: xr.Dataset, target: Path) -> None:
-    dataset.to_netcdf(target, engine="netcdf4", encoding=encoding(dataset, dataset.sizes["time"]), unlimited_dims=["time"])
+    dataset.to_netcdf(
+        target, engine="netcdf4", encoding=encoding(dataset, dataset.sizes["time"]), unlimited_dims=["time"]
+    )
 
 
 def _merge(segments: list[Path], end: xr.Dataset, target: Path) -> None:

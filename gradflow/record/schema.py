@@ -49,9 +49,7 @@ VARIABLES: tuple[Variable, ...] = (
     Variable("n_gradients", _T, "1", "cumulative gradient evaluations of the method", "int64"),
     Variable("n_hvps", _T, "1", "cumulative Hessian-vector products of the method", "int64"),
     Variable("wall_time", _T, "s", "wall-clock time since the start, recording included"),
-    Variable(
-        "eigenvalue", ("time", "eig"), "1", "largest Hessian eigenvalues, descending", optional=True
-    ),
+    Variable("eigenvalue", ("time", "eig"), "1", "largest Hessian eigenvalues, descending", optional=True),
     Variable(
         "eigenvalue_residual",
         ("time", "eig"),

@@ -73,6 +73,10 @@ def rayleigh_ritz(
         H x − λ x of the k pairs.
     """
     projected = (basis.T @ image).to("cpu", torch.float64)
+    if not bool(torch.isfinite(projected).all()):
+        nan = torch.full((k,), torch.nan, dtype=torch.float64)
+        pairs = Eigenpairs(nan, basis[:, :k], nan, n_hvp, torch.zeros(k, dtype=torch.bool), torch.nan)
+        return pairs, torch.eye(basis.shape[1]).to(basis), image[:, :k]
     ritz, rotation = torch.linalg.eigh(0.5 * (projected + projected.T))
     ritz, rotation = ritz.flip(0), rotation.flip(1)
     # Both bound max|λ| from below: Ritz values, and ‖H v‖ of unit vectors.

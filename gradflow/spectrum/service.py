@@ -118,7 +118,11 @@ class SpectrumService:
     def known(self, k: int, theta: Tensor, *, tol: float) -> Eigenpairs | None:
         """Give the top k pairs if they have been computed at this θ to this tolerance."""
         entry = self._cache.get("top")
-        return entry[1].first(k) if entry is not None and entry[0].has(theta) and _serves(entry[1], k, tol) else None
+        return (
+            entry[1].first(k)
+            if entry is not None and entry[0].has(theta) and _serves(entry[1], k, tol)
+            else None
+        )
 
     @property
     def basis(self) -> Tensor | None:
@@ -145,7 +149,9 @@ class SpectrumService:
         if not 1 <= k <= P:
             raise InvalidInputError(f"Expected 1 ≤ k ≤ P = {P} eigenpairs, got k = {k}.")
         basis = self._bases.get(end, start)
-        if basis is not None and (len(basis) != P or (basis.dtype, basis.device) != (operator.dtype, operator.device)):
+        if basis is not None and (
+            len(basis) != P or (basis.dtype, basis.device) != (operator.dtype, operator.device)
+        ):
             basis = None
         solver: Callable[..., Any] = BACKENDS[self.backend]
         if self.backend == "block-krylov" and max(32, 3 * k) >= P:
@@ -174,7 +180,9 @@ class SpectrumService:
     def _operator(self, at: Any) -> SymmetricOperator:
         if at is None:
             if self._target is None or isinstance(self._target, HasHessian):
-                raise InvalidInputError("Say where: pass θ, a linearization or an operator as the second argument.")
+                raise InvalidInputError(
+                    "Say where: pass θ, a linearization or an operator as the second argument."
+                )
             return self._target
         if isinstance(at, Tensor) and at.dim() == 1:
             if not isinstance(self._target, HasHessian):

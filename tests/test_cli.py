@@ -1,0 +1,209 @@
+"""The command line: every option arrives, and failures are failures."""
+
+import dataclasses
+import inspect
+import json
+
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import gradflow
+from gradflow import open_run, problems
+from gradflow.cli import main
+from gradflow.cli.options import NOT_OPTIONS
+from gradflow.integrators import METHODS
+
+PROBLEM = ["run", "chebyshev-3-20", "regression", "mse"]
+
+
+def invoke(*args):
+    return CliRunner().invoke(main, [str(a) for a in args])
+
+
+def config(path):
+    with open_run(path) as ds:
+        return json.loads(ds.attrs["gradflow_config"])
+
+
+def test_run_records_what_integrate_records(tmp_path):
+    result = invoke(
+        *PROBLEM,
+        "--method",
+        "rk4",
+        "--t-max",
+        2,
+        "--n-eigs",
+        2,
+        "--save-every",
+        0.5,
+        "--out",
+        tmp_path / "x.nc",
+    )
+    assert result.exit_code == 0, result.output
+    train, test, theta = problems.load("chebyshev-3-20", "regression", "mse")
+    expected = gradflow.integrate(train, theta, method="rk4", t_max=2.0, n_eigs=2, save_every=0.5, test=test)
+    with open_run(tmp_path / "x.nc") as ds:
+        for name in expected.variables:
+            if name != "wall_time":
+                assert np.array_equal(ds[name], expected[name], equal_nan=True), name
+    for text in ("training loss", "λ₁", "gradients", "H·v", "recorded in"):
+        assert text in result.output
+
+
+# One value that is not the default for every option of integrate(), and where it must be found.
+GENERAL = {
+    "t-max": ("1.5", lambda c: c["t_max"] == 1.5),
+    "save-every": ("2steps", lambda c: c["cadences"]["scalars"] == [{"n": 2}]),
+    "save-at": ("0.25,0.5", lambda c: c["cadences"]["scalars"] == [{"times": [0.25, 0.5]}]),
+    "n-eigs": ("3", lambda c: c["n_eigs"] == 3),
+    "eigs-every": ("0.125", lambda c: c["cadences"]["eigenvalues"] == [{"dt": 0.125}]),
+    "eigs-tol": ("0.01", lambda c: c["eigs_tol"] == 0.01),
+    "n-projections": ("4", lambda c: c["n_projections"] == 4),
+    "projections-every": ("3 steps", lambda c: c["cadences"]["projections"] == [{"n": 3}]),
+    "projection-seed": ("9", lambda c: c["projection_seed"] == 9),
+    "params-every": ("0.2", lambda c: c["cadences"]["params"] == [{"dt": 0.2}]),
+    "loss-goal": ("0.01", lambda c: c["loss_goal"] == 0.01),
+    "acc-goal": ("0.99", lambda c: c["acc_goal"] == 0.99),
+    "max-steps": ("7", lambda c: c["max_steps"] == 7),
+    "max-wall-time": ("100", lambda c: c["max_wall_time"] == 100),
+    "out": (None, None),
+    "overwrite": (True, None),
+    "sync-every": ("0.5", None),
+    "checkpoint-every": ("0.5", None),
+    "progress": (True, None),
+    "on-failure": ("raise", None),
+}
+METHOD_VALUES = {
+    "lr": "0.05", "alpha": "0.5", "max_step": "0.25", "sharpness_every": "0.5", "stiff_dim": "3", "warmup_iters": "2",
+    "warmup_factor": "0.5", "cap_growth": False, "eigs_rtol": "0.01", "loss_rtol": "0.125",
+}  # fmt: skip
+
+
+def flag(name, value):
+    name = name.replace("_", "-")
+    return [f"--{'' if value else 'no-'}{name}"] if isinstance(value, bool) else [f"--{name}", value]
+
+
+def test_every_argument_of_integrate_is_an_option():
+    names = {n for n in inspect.signature(gradflow.integrate).parameters if n not in NOT_OPTIONS}
+    assert {n.replace("-", "_") for n in GENERAL} == names
+    options = {p.name: p for p in main.commands["run"].params if isinstance(p, click.Option)}
+    assert names <= set(options)
+    assert all(option.help for option in options.values())
+
+
+@pytest.mark.parametrize("name", [n for n, (_, found) in GENERAL.items() if found])
+def test_general_options_arrive(name, tmp_path):
+    value, found = GENERAL[name]
+    problem = ["run", "digits", "fc-tanh-depth1", "ce"] if name == "acc-goal" else PROBLEM
+    needed = {"eigs-every": ["--n-eigs", 1], "projections-every": ["--n-projections", 2]}.get(name, [])
+    end = [] if name in {"t-max"} else ["--t-max", 0.5]
+    result = invoke(
+        *problem, "--method", "rk4", *end, *needed, "--out", tmp_path / "x.nc", *flag(name, value)
+    )
+    assert result.exit_code == 0, result.output
+    assert found(config(tmp_path / "x.nc"))
+
+
+@pytest.mark.parametrize("method", sorted(cls.name for cls in set(METHODS.values())))
+def test_method_options_arrive(method, tmp_path):
+    names = [field.name for field in dataclasses.fields(METHODS[method])]
+    chosen = [part for name in names for part in flag(name, METHOD_VALUES[name])]
+    result = invoke(*PROBLEM, "--method", method, "--t-max", 0.5, "--out", tmp_path / "x.nc", *chosen)
+    assert result.exit_code == 0, result.output
+    stored = config(tmp_path / "x.nc")["options"]
+    assert stored == {name: json.loads(str(METHOD_VALUES[name]).lower()) for name in names}
+    defaults = {f.name: f.default for f in dataclasses.fields(METHODS[method])}
+    assert all(stored[name] != defaults[name] for name in names)
+
+
+def test_problem_options_arrive(tmp_path):
+    path = tmp_path / "x.nc"
+    result = invoke(*PROBLEM, "--method", "gd", "--lr", 0.1, "--max-steps", 1, "--seed", 3, "--dtype", "float64",
+                    "--batch-size", 7, "--no-test", "--device", "cpu", "--out", path)  # fmt: skip
+    assert result.exit_code == 0, result.output
+    with open_run(path) as ds:
+        loss = json.loads(ds.attrs["gradflow_config"])["loss"]
+        assert (loss["seed"], loss["batch_size"], ds.attrs["dtype"]) == (3, 7, "float64")
+        assert np.isnan(ds.test_loss).all()
+
+
+def test_help_shows_defaults():
+    text = " ".join(invoke("run", "--help").output.split())
+    for part in (
+        "[default: 0.001]",
+        "[default: 5.0]",
+        "rk4, default 1",
+        "--cap-growth / --no-cap-growth",
+        "Default: every",
+    ):
+        assert part in text, part
+    assert invoke("--version").output.strip().endswith(gradflow.__version__)
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (["run", "digit", "fc-tanh", "mse", "--method", "gd"], "did you mean 'digits'"),
+        ([*PROBLEM, "--method", "rk5", "--t-max", 1], "did you mean 'rk4'"),
+        ([*PROBLEM, "--method", "gd", "--t-max", 1], "needs lr"),
+        ([*PROBLEM, "--method", "gd", "--lr", 0.1], "The run has no end"),
+        ([*PROBLEM, "--method", "rk4", "--lr", 0.1, "--t-max", 1], "'rk4' has no option 'lr'"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-every", "often"], "a time such as 0.5"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-every", "0steps"], "at least 1 step"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-at", "1;2"], "times separated by commas"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--out", "/nowhere/x.nc"], "doesn't exist"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--device", "tpu"], "No device 'tpu'"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--device", "cuda:99"], "CUDA"),
+        (["info", "/nowhere/x.nc"], "No run at"),
+        (["compare", "/nowhere/x.nc", "/nowhere/y.nc"], "No run at"),
+        (["info", __file__], "can't be read as netCDF"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_clear_line_and_a_non_zero_exit(args, text):
+    result = invoke(*args)
+    assert result.exit_code != 0
+    assert text in result.output
+    assert "Traceback" not in result.output
+    assert isinstance(result.exception, SystemExit)
+
+
+@pytest.mark.parametrize("on_failure", ["return", "raise"])
+def test_a_numerical_failure_is_a_non_zero_exit(tmp_path, on_failure):
+    path = tmp_path / "x.nc"
+    result = invoke(
+        *PROBLEM, "--method", "gd", "--lr", 50, "--t-max", 50_000, "--out", path, "--on-failure", on_failure
+    )
+    assert result.exit_code == 1
+    assert "stopped being finite" in result.output
+    with open_run(path) as ds:
+        assert ds.attrs["success"] == 0
+
+
+def test_compare_and_info(tmp_path):
+    a, b, out = tmp_path / "a.nc", tmp_path / "b.nc", tmp_path / "c.nc"
+    invoke(*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 2, "--n-eigs", 1, "--out", a)
+    invoke(*PROBLEM, "--method", "rk4", "--save-every", 0.5, "--t-max", 2, "--out", b)
+    result = invoke("compare", a, b, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "a: gd(lr=0.1)   b: rk4" in result.output
+    assert len([line for line in result.output.splitlines() if "%" in line]) == 5
+    with gradflow.open_run(out) as written:
+        expected = gradflow.compare(open_run(a), open_run(b))
+        assert np.array_equal(written.distance, expected.distance)
+    assert "exists. Pass --overwrite" in invoke("compare", a, b, "--out", out).output
+    assert (
+        len([line for line in invoke("compare", a, b, "--interp").output.splitlines() if "%" in line]) == 20
+    )
+    result = invoke("info", a)
+    assert result.exit_code == 0
+    for text in (
+        "chebyshev-3-20",
+        "status               t_max",
+        "2/η                  20",
+        "eigenvalue",
+        "torch",
+    ):
+        assert text in result.output

@@ -1,0 +1,445 @@
+"""The driver through integrate(): times, cadences, ends, failures, and that observing changes nothing."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import zoo
+from methods import FLOWS, METHODS
+
+import gradflow
+from gradflow import LossFunction, problems, steps
+from gradflow.driver.clock import Clock, fit_step, underflows
+from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
+
+IDS = [m.name for m in METHODS]
+
+
+def bowl(x):
+    scale = torch.linspace(1.0, 4.0, len(x), dtype=x.dtype, device=x.device)
+    return 0.5 * (scale * x**2).sum()
+
+
+ONES = torch.ones(3, dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def chebyshev():
+    return problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+
+
+# ---------------------------------------------------------------------- times and cadences
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_first_record_is_the_initial_state_and_last_the_final_one(method, chebyshev):
+    train, _, theta = chebyshev
+    ds = gradflow.integrate(
+        train, theta, method=method.name, t_max=1.0, save_every=0.3, n_eigs=2, **method.options
+    )
+    assert float(ds.time[0]) == 0.0
+    assert int(ds.step[0]) == 0
+    assert np.array_equal(ds.theta[0], theta)
+    assert np.array_equal(ds.params_initial, theta)
+    assert np.array_equal(ds.theta[-1], ds.params)
+    assert float(ds.train_loss[-1]) == float(train(torch.from_numpy(ds.params.values)))
+    assert int(ds.step[-1]) == ds.attrs["n_steps"]
+    assert np.isfinite(ds.eigenvalue.values).all()
+    assert ds.attrs["status"] == "t_max"
+    assert ds.attrs["success"] == 1
+
+
+@pytest.mark.parametrize("method", FLOWS, ids=[m.name for m in FLOWS])
+def test_flows_are_recorded_at_the_times_asked_for(method, chebyshev):
+    train, _, theta = chebyshev
+    options = {"method": method.name, **method.options}
+    ds = gradflow.integrate(train, theta, t_max=1.0, save_every=0.3, **options)
+    assert ds.time.values.tolist() == [0.0, 0.3, 0.6, 0.8999999999999999, 1.0]
+    ds = gradflow.integrate(train, theta, t_max=1.0, save_at=[0.25, 0.5], **options)
+    assert ds.time.values.tolist() == [0.0, 0.25, 0.5, 1.0]
+    ds = gradflow.integrate(train, theta, t_max=1.0, save_at=[0.0, 0.25, 1.0], save_every=0.5, **options)
+    assert ds.time.values.tolist() == [0.0, 0.25, 0.5, 1.0]
+    assert len(gradflow.integrate(train, theta, t_max=0.5, **options).time) == 201
+
+
+def test_a_method_with_an_interpolant_is_not_cut_short_by_save_times(chebyshev):
+    train, _, theta = chebyshev
+    rare = gradflow.integrate(train, theta, method="expeuler", t_max=3.0, save_every=3.0)
+    often = gradflow.integrate(train, theta, method="expeuler", t_max=3.0, save_every=0.01)
+    assert often.attrs["n_steps"] == rare.attrs["n_steps"]
+    assert np.array_equal(often.params, rare.params)
+    assert len(often.time) == 301
+    # and what is recorded in between lies on the trajectory
+    fine = gradflow.integrate(train, theta, method="rk4", t_max=3.0, save_every=0.01)
+    distance = gradflow.compare(often, fine).relative_distance
+    assert float(distance[1:].max()) < 0.05
+    assert (np.diff(often.train_loss) < 0).all()
+
+
+def test_gd_time_is_steps_times_lr_exactly(chebyshev):
+    train, _, theta = chebyshev
+    ds = gradflow.integrate(train, theta, method="gd", lr=0.1, t_max=10.0)
+    assert ds.time.values.tolist() == [k * 0.1 for k in range(101)]
+    assert ds.attrs["n_steps"] == 100
+
+
+def test_discrete_methods_record_at_the_first_step_at_or_after():
+    ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.05, save_every=0.25)
+    assert ds.time.values == pytest.approx([0.0, 0.3, 0.5, 0.8, 1.0, 1.1])
+    ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=0.7, save_at=[0.3, 0.65])
+    assert ds.step.values.tolist() == [0, 3, 7]
+    ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, max_steps=23, save_every=steps(10))
+    assert ds.step.values.tolist() == [0, 10, 20, 23]
+
+
+def test_quantities_have_cadences_of_their_own():
+    ds = gradflow.integrate(
+        bowl, ONES, method="gd", lr=0.1, max_steps=12, save_every=steps(6), n_eigs=1, eigs_every=steps(4),
+        n_projections=2, projections_every=steps(3), params_every=0.5,
+    )  # fmt: skip
+    assert ds.step.values.tolist() == [0, 3, 4, 5, 6, 8, 9, 10, 12]
+    due = {
+        name: ds.step.values[np.isfinite(ds[name].values[:, 0])].tolist()
+        for name in ("eigenvalue", "projection", "theta")
+    }
+    assert due == {"eigenvalue": [0, 4, 8, 12], "projection": [0, 3, 6, 9, 12], "theta": [0, 5, 10, 12]}
+    assert np.isfinite(ds.train_loss).all()
+
+
+def test_theta_is_recorded_by_default_for_small_problems_only():
+    small = gradflow.integrate(bowl, torch.ones(1000), method="gd", lr=0.1, max_steps=1)
+    large = gradflow.integrate(bowl, torch.ones(1001), method="gd", lr=0.1, max_steps=1)
+    asked = gradflow.integrate(
+        bowl, torch.ones(1001), method="gd", lr=0.1, max_steps=1, params_every=steps(1)
+    )
+    assert ["theta" in ds for ds in (small, large, asked)] == [True, False, True]
+
+
+def test_schedule_names_each_time_once():
+    schedule = Schedule({"a": [EveryTime(0.1)], "b": [AtTimes((0.2, 0.25)), EverySteps(2)]})
+    due = schedule.due(0.0, 0.3, 2, 3e-10, at_end=False)
+    assert [t for t, _ in due] == pytest.approx([0.1, 0.2, 0.25, 0.3])
+    assert [sorted(g) for _, g in due] == [["a"], ["a", "b"], ["b"], ["a", "b"]]
+    assert schedule.due(0.0, 0.3, 2, 3e-10, at_end=True) == [(0.3, frozenset("ab"))]
+    assert schedule.next_time(0.2, 1e-9) == 0.25
+    assert Schedule({"a": [EverySteps(3)]}).next_time(0.0, 0.0) == math.inf
+
+
+@pytest.mark.parametrize("dt", [0.1, 0.3, 1 / 3, 1e-3, 7.0])
+def test_every_multiple_of_a_cadence_is_met_once(dt):
+    schedule = Schedule({"a": [EveryTime(dt)]})
+    met, t = [], 0.0
+    for n in range(1, 1500):
+        end = n * dt * 0.7
+        met += [time for time, _ in schedule.due(t, end, n, 1e-9 * dt, at_end=False)]
+        t = end
+    assert np.allclose(met, dt * np.arange(1, len(met) + 1), rtol=1e-12)
+    assert len(met) == int(1499 * 0.7 + 1e-6)
+
+
+def test_the_clock_does_not_lose_small_steps():
+    clock = Clock()
+    for _ in range(100_000):
+        clock.add(0.1)
+    assert clock.t == pytest.approx(10_000, abs=1e-11)
+    assert abs(sum([0.1] * 100_000) - 10_000) > 1e-9  # what a plain sum gives
+
+
+def test_steps_are_fitted_to_a_target():
+    assert fit_step(0.3, 1.0, 1.2) == (pytest.approx(0.2), True)
+    assert fit_step(0.3, 1.0, 1.3 + 1e-11) == (pytest.approx(0.3), True)
+    assert fit_step(0.3, 1.0, 1.4) == (pytest.approx(0.2), False)
+    assert fit_step(0.3, 1.0, 9.0) == (0.3, False)
+    assert underflows(1e-17, 1.0)
+    assert not underflows(1e-9, 1.0)
+    assert not underflows(1e-300, 0.0)
+
+
+# ---------------------------------------------------------------------- observing
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@pytest.mark.parametrize("problem", ["regression", "conv"])
+def test_observing_never_changes_the_run(method, problem):
+    if problem == "regression":
+        train, test, theta = problems.load("chebyshev-5-20", "regression", "mse", dtype=torch.float64)
+    else:
+        case = zoo.make("conv")
+        train = test = LossFunction(case.dataset, case.criterion, case.net, batch_size=4)
+        theta = train.parameters()
+    options = {"method": method.name, "t_max": 4.0, "save_every": 4.0, **method.options}
+    bare = gradflow.integrate(train, theta, **options)
+    watched = gradflow.integrate(
+        train, theta, test=test, n_eigs=3, eigs_every=0.5, n_projections=5, projections_every=steps(3),
+        params_every=steps(1), eigs_tol=1e-6, **(options | ({} if method.name != "rk4" else {"eigs_every": 4.0})),
+    ) if method.name != "rk4" else gradflow.integrate(  # rk4 lands on times, so it is watched by steps
+        train, theta, test=test, n_eigs=3, eigs_every=steps(2), n_projections=5, projections_every=steps(3),
+        params_every=steps(1), eigs_tol=1e-6, **options,
+    )  # fmt: skip
+    assert np.array_equal(bare.params, watched.params)
+    assert bare.attrs["n_steps"] == watched.attrs["n_steps"]
+    for name in ("n_gradients", "n_hvps", "time", "train_loss"):
+        assert float(bare[name][-1]) == float(watched[name][-1])
+    assert watched.attrs["n_hvps_observing"] > 0
+    assert bare.attrs["n_hvps_observing"] == 0
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_runs_can_be_repeated_bit_for_bit(method, chebyshev):
+    train, _, theta = chebyshev
+    a, b = (
+        gradflow.integrate(
+            train, theta, method=method.name, t_max=2.0, n_eigs=2, n_projections=3, **method.options
+        )
+        for _ in range(2)
+    )
+    for name in a.variables:
+        if name != "wall_time":
+            assert np.array_equal(a[name], b[name], equal_nan=True), name
+
+
+def test_recorded_eigenvalues_are_those_at_the_record(chebyshev):
+    train, _, theta = chebyshev
+    eye = torch.eye(len(theta), dtype=torch.float64)
+    for method in METHODS:
+        ds = gradflow.integrate(
+            train,
+            theta,
+            method=method.name,
+            t_max=3.0,
+            save_every=1.0,
+            n_eigs=3,
+            eigs_tol=1e-6,
+            **method.options,
+        )
+        for row in range(ds.sizes["time"]):
+            H = train.hvp(torch.from_numpy(ds.theta.values[row]), eye)
+            expected = torch.linalg.eigvalsh(H).flip(0)[:3]
+            assert np.allclose(ds.eigenvalue[row], expected, atol=1e-6 * float(expected[0]))
+            assert (ds.eigenvalue_residual[row] <= 1e-6).all()
+
+
+def test_test_set_and_accuracy_are_recorded():
+    train, test, theta = problems.load("digits", "fc-tanh-depth1", "ce")
+    ds = gradflow.integrate(train, theta, method="gd", lr=0.5, max_steps=20, save_every=steps(10), test=test)
+    for row, where in ((0, theta), (-1, torch.from_numpy(ds.params.values))):
+        assert (float(ds.test_loss[row]), float(ds.test_accuracy[row])) == test.evaluate(where)
+        assert float(ds.train_accuracy[row]) == train.evaluate(where)[1]
+    assert float(ds.train_accuracy[-1]) > 0.8
+
+
+def test_projections_keep_distances_and_are_the_same_everywhere(device):
+    from gradflow.observe import RandomProjection
+
+    P = 10_000  # more than two blocks
+    projection = RandomProjection(50, P, seed=7)
+    R = projection(torch.eye(P, dtype=torch.float64)[0])
+    assert R.shape == (50,)
+    x = torch.arange(P, dtype=torch.float64).sin()
+    expected = projection(x)
+    assert torch.allclose(projection(x.to(device, torch.float32)), expected, atol=1e-4)
+    regenerated = RandomProjection(50, P, seed=7, memory_budget=0)
+    assert torch.equal(regenerated(x), expected)
+    assert not regenerated._kept
+    assert not torch.equal(RandomProjection(50, P, seed=8)(x), expected)
+    assert float(expected.norm() / x.norm()) == pytest.approx(1.0, abs=0.35)
+    many = RandomProjection(4000, 200, seed=1)
+    G = torch.stack([many(e) for e in torch.eye(200)[:5]])
+    assert torch.allclose(G @ G.T, torch.eye(5).double(), atol=0.1)
+    # pinned: files of different machines must be comparable
+    pinned = torch.tensor([-0.0414844012, 0.2409580342, 0.2176745978], dtype=torch.float64)
+    assert torch.allclose(R[:3], pinned, atol=1e-7), R[:3]
+
+
+# ---------------------------------------------------------------------- ends
+
+
+def test_ends_that_the_user_sets_are_successes():
+    def run(**kwargs):
+        return gradflow.integrate(bowl, ONES, method="gd", lr=0.1, **kwargs)
+
+    ds = run(max_steps=5)
+    assert (ds.attrs["status"], ds.attrs["n_steps"]) == ("max_steps", 5)
+    ds = run(loss_goal=0.5, t_max=100.0)
+    assert ds.attrs["status"] == "loss_goal"
+    assert float(ds.train_loss[-1]) <= 0.5 < float(ds.train_loss[-2])
+    ds = run(max_wall_time=0.05)
+    assert ds.attrs["status"] == "max_wall_time"
+    seen = []
+    ds = run(t_max=100.0, callback=lambda report: seen.append(report) or report.step == 7)
+    assert (ds.attrs["status"], ds.attrs["n_steps"]) == ("callback", 7)
+    assert [r.step for r in seen] == list(range(1, 8))
+    assert seen[2].t == pytest.approx(0.3)
+    assert all(d.attrs["success"] == 1 for d in (ds,))
+    ds = run(loss_goal=1e9, t_max=1.0)
+    assert (ds.attrs["status"], ds.attrs["n_steps"], len(ds.time)) == ("loss_goal", 0, 1)
+
+
+@pytest.mark.parametrize("method", ["gd", "rk4", "expeuler"])
+def test_accuracy_goal_ends_the_run_at_a_complete_record(method):
+    train, _, theta = problems.load("digits", "fc-tanh-depth1", "ce")
+    options = {"lr": 0.5} if method == "gd" else {}
+    ds = gradflow.integrate(
+        train,
+        theta,
+        method=method,
+        t_max=50.0,
+        save_every=1.0,
+        acc_goal=0.8,
+        n_eigs=1,
+        eigs_every=50.0,
+        **options,
+    )
+    assert ds.attrs["status"] == "acc_goal"
+    assert float(ds.train_accuracy[-1]) >= 0.8 > float(ds.train_accuracy[0])
+    assert float(ds.time[-1]) < 50
+    assert np.isfinite(ds.eigenvalue.values[-1]).all()
+    assert np.allclose(ds.params, ds.params)
+    assert float(train(torch.from_numpy(ds.params.values))) == pytest.approx(
+        float(ds.train_loss[-1]), rel=1e-6
+    )
+
+
+def test_divergence_returns_the_record_with_a_warning():
+    with pytest.warns(gradflow.IntegrationWarning, match=r"stopped being finite.*smaller steps"):
+        ds = gradflow.integrate(lambda x: (x**4).sum(), ONES * 3, method="gd", lr=1.0, t_max=100.0)
+    assert ds.attrs["status"] == "not_finite"
+    assert ds.attrs["success"] == 0
+    assert np.isfinite(ds.train_loss).all()
+    assert np.isfinite(ds.params).all()
+    assert int(ds.step[-1]) == ds.attrs["n_steps"] == len(ds.time) - 1
+
+
+def test_divergence_raises_on_request_with_the_record():
+    with pytest.raises(gradflow.IntegrationError, match="stopped being finite") as error:
+        gradflow.integrate(
+            lambda x: (x**4).sum(), ONES * 3, method="gd", lr=1.0, t_max=100.0, on_failure="raise"
+        )
+    failure = error.value
+    assert failure.status == "not_finite"
+    assert failure.t == float(failure.dataset.time[-1]) > 0
+    assert failure.step == int(failure.dataset.step[-1])
+    assert failure.loss == float(failure.dataset.train_loss[-1])
+
+
+def test_a_pole_underflows_and_does_not_hang():
+    """L = −log(1 − t)-like: the flow reaches a pole in finite time."""
+    with pytest.warns(gradflow.IntegrationWarning):
+        ds = gradflow.integrate(
+            lambda x: -1 / (1 - x).abs().sum(), torch.full((1,), 0.5, dtype=torch.float64), method="rk4", t_max=10.0,
+            max_steps=20_000,
+        )  # fmt: skip
+    assert ds.attrs["status"] in {"step_underflow", "not_finite", "no_sharpness"}
+    assert float(ds.time[-1]) < 1.0
+
+
+def test_no_usable_sharpness_is_a_status():
+    def kink(x):
+        """Finite gradient, but no second derivative at 0."""
+        return (x.abs() ** 1.5).sum()
+
+    start = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    with pytest.warns(gradflow.IntegrationWarning, match="No step could be sized"):
+        ds = gradflow.integrate(kink, start, method="rk4", t_max=1.0)
+    assert ds.attrs["status"] == "no_sharpness"
+    assert len(ds.time) == 1
+
+
+def test_the_built_in_cap_is_a_failure(monkeypatch):
+    monkeypatch.setattr("gradflow.driver.loop.STEP_CAP", 10)
+    with pytest.warns(gradflow.IntegrationWarning, match="built-in cap"):
+        ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=100.0)
+    assert (ds.attrs["status"], ds.attrs["n_steps"]) == ("step_cap", 10)
+    assert gradflow.integrate(bowl, ONES, method="gd", lr=0.1, max_steps=20).attrs["n_steps"] == 20
+
+
+# ---------------------------------------------------------------------- what it refuses
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "kind", "text"),
+    [
+        ({}, ValueError, "The run has no end: give t_max"),
+        ({"t_max": 0.0}, ValueError, "t_max > 0, got 0.0"),
+        ({"t_max": -1.0}, ValueError, "t_max > 0"),
+        ({"t_max": math.nan}, ValueError, "t_max to be finite"),
+        ({"t_max": math.inf}, ValueError, "t_max to be finite"),
+        ({"t_max": "1"}, TypeError, "t_max to be a number, got str"),
+        ({"t_max": 1.0, "save_every": 0.0}, ValueError, "save_every > 0"),
+        ({"t_max": 1.0, "save_every": "often"}, TypeError, r"save_every as a time \(a number\) or gradflow.steps"),
+        ({"t_max": 1.0, "save_at": [0.5, 0.2]}, ValueError, "save_at to increase"),
+        ({"t_max": 1.0, "save_at": [0.5, 0.5]}, ValueError, "save_at to increase"),
+        ({"t_max": 1.0, "save_at": [0.5, 2.0]}, ValueError, "save_at within t_max = 1.0, got 2.0"),
+        ({"t_max": 1.0, "save_at": [-0.5]}, ValueError, "save_at to hold finite times"),
+        ({"t_max": 1.0, "save_at": 0.5}, TypeError, "save_at as a sequence"),
+        ({"t_max": 1.0, "n_eigs": 4}, ValueError, "n_eigs ≤ P = 3, got 4"),
+        ({"t_max": 1.0, "n_eigs": -1}, ValueError, "n_eigs ≥ 0"),
+        ({"t_max": 1.0, "n_eigs": 1.5}, TypeError, "n_eigs to be an int"),
+        ({"t_max": 1.0, "eigs_tol": 0.0}, ValueError, "eigs_tol > 0"),
+        ({"t_max": 1.0, "n_projections": -2}, ValueError, "n_projections ≥ 0"),
+        ({"t_max": 1.0, "max_steps": 0}, ValueError, "max_steps ≥ 1"),
+        ({"t_max": 1.0, "max_wall_time": 0.0}, ValueError, "max_wall_time > 0"),
+        ({"t_max": 1.0, "loss_goal": "low"}, TypeError, "loss_goal to be a number"),
+        ({"t_max": 1.0, "acc_goal": 0.9}, ValueError, "acc_goal needs a loss whose targets are classes"),
+        ({"t_max": 1.0, "on_failure": "ignore"}, ValueError, "on_failure as"),
+        ({"t_max": 1.0, "callback": 3}, TypeError, "callback as a callable"),
+        ({"t_max": 1.0, "test": bowl}, TypeError, "test as a LossFunction"),
+        ({"t_max": 1.0, "sync_every": -1.0}, ValueError, "sync_every ≥ 0"),
+        ({"t_max": 1.0, "checkpoint_every": 0.0}, ValueError, "checkpoint_every > 0"),
+        ({"t_max": 1.0, "params": None}, ValueError, "needs a network; this loss is a callable"),
+        ({"t_max": 1.0, "params": torch.ones(3, dtype=torch.int64)}, TypeError, "float32 or float64"),
+        ({"t_max": 1.0, "params": torch.ones(3, 1)}, ValueError, r"got \(3, 1\)"),
+        ({"t_max": 1.0, "params": torch.ones(0)}, ValueError, r"got \(0,\)"),
+        ({"t_max": 1.0, "params": [1.0]}, TypeError, "torch.Tensor, got list"),
+        ({"t_max": 1.0, "params": torch.full((3,), math.nan)}, ValueError, "finite loss and gradient at the initial θ"),
+        ({"t_max": 1.0, "loss": torch.nn.Linear(1, 1)}, TypeError, "LossFunction or a callable"),
+        ({"t_max": 1.0, "loss": None}, TypeError, "LossFunction or a callable"),
+        ({"t_max": 1.0, "method": 4}, TypeError, "method as a name or an integrator"),
+        ({"t_max": 1.0, "lr": None}, TypeError, "lr to be a number"),
+    ],
+)  # fmt: skip
+def test_mistakes_raise_at_once(kwargs, kind, text, tmp_path):
+    arguments = {"loss": bowl, "params": ONES, "method": "gd", "lr": 0.1, "out": tmp_path / "x.nc"} | kwargs
+    with pytest.raises(kind, match=text), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        gradflow.integrate(**arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_required_options_are_named():
+    with pytest.raises(TypeError, match="Method 'gd' needs lr: pass lr="):
+        gradflow.integrate(bowl, ONES, method="gd", t_max=1.0)
+
+
+def test_steps_is_a_positive_int():
+    for bad, kind in (
+        (0, ValueError),
+        (-1, ValueError),
+        (1.5, TypeError),
+        (True, TypeError),
+        ("3", TypeError),
+    ):
+        with pytest.raises(kind):
+            steps(bad)
+    assert repr(steps(3)) == "steps(3)"
+
+
+def test_params_are_neither_changed_nor_followed():
+    theta = ONES.clone()
+
+    def stop(report):
+        theta.fill_(99.0)
+
+    ds = gradflow.integrate(bowl, theta, method="gd", lr=0.1, max_steps=3, callback=stop)
+    assert np.allclose(ds.params_initial, 1.0)
+    assert np.allclose(ds.params, [0.9**3, 0.75**3, 0.6**3])
+
+
+def test_progress_shows_time_loss_and_cost(capsys):
+    gradflow.integrate(bowl, ONES, method="rk4", t_max=20.0, progress=True)
+    shown = capsys.readouterr().err
+    assert all(part in shown for part in ("100%", "t 20", "loss ", "λ₁ 4", "gradients ", "H·v "))
+    gradflow.integrate(bowl, ONES, method="rk4", t_max=1.0)
+    assert capsys.readouterr().err == ""

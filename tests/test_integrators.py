@@ -1,0 +1,464 @@
+"""Every method: order, exactness, agreement with a second implementation, and the shared contract."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from methods import FLOWS, METHODS
+from scipy.integrate import solve_ivp
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import gradflow
+from gradflow import LossFunction, problems
+from gradflow.integrators import METHODS as REGISTRY
+from gradflow.integrators import Flow, make_integrator
+from gradflow.integrators.phi import phi1
+
+IDS = [m.name for m in METHODS]
+
+
+def log_cosh():
+    """L = Σ log cosh (Qᵀθ)ᵢ, whose flow is known: ẋ = −tanh x gives sinh x(t) = e^{−t} sinh x(0)."""
+    g = torch.Generator().manual_seed(3)
+    Q = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0]
+    x0 = torch.tensor([2.0, 1.0, -1.5], dtype=torch.float64)
+
+    def loss(theta):
+        return torch.log(torch.cosh(Q.T @ theta)).sum()
+
+    def exact(t):
+        return Q @ torch.asinh(math.exp(-t) * torch.sinh(x0))
+
+    return loss, Q @ x0, exact
+
+
+def quadratic(eigenvalues, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    Q = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0]
+    λ = torch.as_tensor(eigenvalues, dtype=torch.float64)
+    H = (Q * λ) @ Q.T
+    theta0 = torch.randn(n, generator=g, dtype=torch.float64)
+    return (lambda x: 0.5 * x @ H @ x), theta0, lambda t: Q @ (torch.exp(-λ * t) * (Q.T @ theta0))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_measured_order(method):
+    loss, theta0, exact = log_cosh()
+    hs = [1 / 16, 1 / 32, 1 / 64, 1 / 128]
+    errors = []
+    for h in hs:
+        ds = gradflow.integrate(
+            loss, theta0, method=method.name, t_max=1.0, save_every=1.0, **method.fixed(h)
+        )
+        assert ds.attrs["n_steps"] == round(1 / h)
+        assert float(ds.time[-1]) == 1.0
+        errors.append(float((torch.from_numpy(ds.params.values) - exact(1.0)).norm()))
+    slope = np.polyfit(np.log(hs), np.log(errors), 1)[0]
+    low, high = method.orders
+    assert low < slope < high, (slope, errors)
+    order = REGISTRY[method.name].order
+    assert low < order < high
+
+
+def test_expeuler_is_exact_on_a_quadratic_that_is_all_stiff():
+    loss, theta0, exact = quadratic([400.0, 30.0, 2.0, 0.0])
+    for stiff_dim in (4, 7):
+        ds = gradflow.integrate(
+            loss, theta0, method="expeuler", stiff_dim=stiff_dim, max_step=0.5, t_max=2.0, save_at=[0.3, 1.1]
+        )
+        assert ds.attrs["n_steps"] == 4
+        for t, theta in zip(ds.time.values, ds.theta.values, strict=True):
+            assert float((torch.from_numpy(theta) - exact(t)).norm()) < 1e-13
+
+
+def test_expeuler_caps_growth_along_negative_curvature():
+    loss, theta0, exact = quadratic([5.0, 1.0, -2.0])
+    options = {"method": "expeuler", "stiff_dim": 3, "max_step": 0.25, "t_max": 1.0, "save_every": 1.0}
+    free = gradflow.integrate(loss, theta0, cap_growth=False, **options)
+    assert np.allclose(free.params, exact(1.0), atol=1e-12)
+    capped = gradflow.integrate(loss, theta0, **options)
+    # Euler's growth (1 + 2h)ⁿ in the place of e^{2t} along the one direction
+    lin = LossFunction.from_callable(loss).linearize(theta0)
+    λ, V = torch.linalg.eigh(lin @ torch.eye(3, dtype=torch.float64))
+    c = V.T @ theta0
+    expected = V @ (torch.stack([torch.tensor(1.5**4).double(), *torch.exp(-λ[1:])]) * c)
+    assert np.allclose(capped.params, expected, atol=1e-12)
+
+
+def test_expeuler_step_is_limited_by_the_first_eigenvalue_outside():
+    loss, theta0, _ = quadratic([400.0, 30.0, 8.0, 1.0])
+    report = gradflow.solver("expeuler", loss, theta0, stiff_dim=2).step()
+    assert report.dt == pytest.approx(1 / 8)
+    assert report.sharpness == pytest.approx(400)
+    assert torch.allclose(report.eigenvalues, torch.tensor([400.0, 30.0, 8.0]).double())
+    by_hand = gradflow.solver(
+        "expeuler", loss, theta0, stiff_dim=2, max_step=0.1, warmup_iters=2, warmup_factor=0.5
+    )
+    assert [by_hand.step().dt for _ in range(4)] == pytest.approx([0.05, 0.05, 0.1, 0.1])
+
+
+def test_rk4_step_is_alpha_over_sharpness_and_at_most_max_step():
+    loss, theta0, _ = quadratic([40.0, 3.0, 1.0])
+    assert gradflow.solver("rk4", loss, theta0).step().dt == pytest.approx(1 / 40)
+    assert gradflow.solver("rk4", loss, theta0, alpha=2.0).step().dt == pytest.approx(2 / 40)
+    assert gradflow.solver("rk4", loss, theta0, max_step=0.01).step().dt == 0.01
+
+
+@pytest.mark.parametrize(
+    ("eigenvalues", "h"), [([-3.0, -1.0], 1 / 3), ([0.0, -2.0], 1 / 2), ([0.5, -4.0], 2.0)]
+)
+def test_rk4_without_positive_curvature_still_advances(eigenvalues, h):
+    """Neither backwards nor for ever: max|λ| takes the place of a λ₁ ≤ 0."""
+    loss, theta0, exact = quadratic(eigenvalues)
+    assert gradflow.solver("rk4", loss, theta0).step().dt == pytest.approx(h)
+    ds = gradflow.integrate(loss, theta0, method="rk4", alpha=0.05, t_max=0.5)
+    assert np.allclose(ds.params, exact(0.5), rtol=1e-6)
+
+
+@pytest.mark.parametrize("method", FLOWS, ids=[m.name for m in FLOWS])
+def test_a_flat_loss_is_integrated_to_the_end(method):
+    ds = gradflow.integrate(
+        lambda x: x.sum() * 2.0,
+        torch.ones(3, dtype=torch.float64),
+        method=method.name,
+        t_max=3.0,
+        **method.options,
+    )
+    assert np.allclose(ds.params, 1.0 - 2.0 * 3.0)
+
+
+def test_sharpness_is_measured_again_after_ten_steps_or_when_asked():
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    measured = []
+    by_hand = gradflow.solver("rk4", train, theta)
+    reports = [by_hand.step() for _ in range(31)]
+    for before, after in zip(reports, reports[1:], strict=False):
+        measured.append(after.n_hvps > before.n_hvps)
+    assert [i + 1 for i, m in enumerate(measured) if m] == [10, 20, 30]
+    every = 0.6
+    by_hand = gradflow.solver("rk4", train, theta, sharpness_every=every)
+    last, n_hvps = 0.0, 0
+    for _ in range(20):
+        t = by_hand.t
+        report = by_hand.step()
+        if report.n_hvps > n_hvps:
+            last, n_hvps = t, report.n_hvps
+        assert report.t - last <= every + 1e-9
+
+
+def test_a_loss_that_rises_is_rejected_and_the_sharpness_measured_again():
+    """The curvature jumps to 5 times what was measured: the stale step would overshoot."""
+
+    def loss(x):
+        return torch.where(x > 0, 0.5 * 5 * x**2, 0.5 * x**2).sum()
+
+    theta0 = torch.tensor([-1.0], dtype=torch.float64)
+
+    def tilted(x):
+        return loss(x) - 2.0 * x.sum()
+
+    by_hand = gradflow.solver("rk4", tilted, theta0, alpha=2.7)
+    losses = []
+    for _ in range(250):
+        report = by_hand.step()
+        losses.append(report.loss)
+    assert report.n_rejected >= 1
+    assert (np.diff(losses) <= 1e-12).all()
+    assert by_hand.params.item() == pytest.approx(0.4, abs=1e-9)
+
+
+def test_a_rise_that_three_rejections_cannot_avoid_is_recorded():
+    class Wrong(gradflow.Euler):
+        """Steps uphill, so that no step size helps."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Uphill(Wrong):
+        name = "uphill"
+        discrete = False
+        watches_loss = True
+
+        def step(self, point, h, state):
+            return gradflow.integrators.StepResult(point.theta + h * point.gradient)
+
+    ds = gradflow.integrate(
+        lambda x: (x**2).sum(), torch.ones(2), method=Uphill(0.1), max_steps=2, t_max=10.0, save_every=5.0
+    )
+    assert ds.attrs["n_loss_increases"] == 2
+    assert ds.attrs["n_rejected_steps"] == 6
+    assert float(ds.step_size[-1]) == pytest.approx(0.1 / 8)
+
+
+# ---------------------------------------------------------------------- against a second implementation
+
+
+@pytest.fixture(scope="module")
+def radau():
+    """The flow on chebyshev-3-20 from the seeded initialisation, by SciPy's Radau at rtol 1e-11."""
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    eye = torch.eye(len(theta), dtype=torch.float64)
+    solution = solve_ivp(
+        lambda t, y: -train.gradient(torch.from_numpy(y))[1].numpy(),
+        (0.0, 20.0),
+        theta.numpy(),
+        method="Radau",
+        jac=lambda t, y: -train.hvp(torch.from_numpy(y), eye).numpy(),
+        rtol=1e-11,
+        atol=1e-13,
+        t_eval=[0.0, 5.0, 10.0, 20.0],
+    )
+    assert solution.success
+    return train, theta, solution
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "order", "hs", "bound"),
+    [("rk4", 4, (0.2, 0.1, 0.05), 1e-6), ("expeuler", 1, (0.1, 0.05, 0.025), 1e-2)],
+)
+def test_flow_errors_against_radau_fall_with_the_order(radau, name, order, hs, bound):
+    train, theta, solution = radau
+    method = next(m for m in METHODS if m.name == name)
+    travelled = np.linalg.norm(solution.y[:, -1] - theta.numpy())
+    errors = []
+    for h in hs:
+        ds = gradflow.integrate(
+            train, theta, method=name, t_max=20.0, save_at=[5.0, 10.0, 20.0], **method.fixed(h)
+        )
+        assert np.allclose(ds.time, [0, 5, 10, 20])
+        errors.append(np.linalg.norm(ds.theta.values - solution.y.T, axis=1) / travelled)
+    final = np.array(errors)[:, -1]
+    slope = np.polyfit(np.log(hs), np.log(final), 1)[0]
+    assert abs(slope - order) < 0.15 * order, (slope, final)
+    assert final[-1] < bound
+    # and at every save time: error = C hᵖ with the same p
+    ratios = np.array(errors)[:-1, 1:] / np.array(errors)[1:, 1:]
+    assert np.allclose(np.log2(ratios), order, atol=0.3 * order)
+
+
+def test_rk4_with_its_default_step_is_accurate(radau):
+    train, theta, solution = radau
+    ds = gradflow.integrate(train, theta, method="rk4", t_max=20.0, save_every=20.0)
+    travelled = np.linalg.norm(solution.y[:, -1] - theta.numpy())
+    assert np.linalg.norm(ds.params - solution.y[:, -1]) < 1e-4 * travelled
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("criterion", "classes"),
+    [(nn.MSELoss(), None), (nn.CrossEntropyLoss(), 3), (nn.BCEWithLogitsLoss(), None)],
+)
+def test_gd_equals_torch_sgd_bit_for_bit(criterion, classes, dtype, generator):
+    X = torch.randn(31, 4, generator=generator, dtype=dtype)
+    y = (
+        torch.randint(0, 3, (31,), generator=generator)
+        if classes
+        else torch.rand(31, 3, generator=generator, dtype=dtype)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(4, 16), nn.Tanh(), nn.LayerNorm(16), nn.Linear(16, 3)).to(dtype)
+    loss = LossFunction(TensorDataset(X, y), criterion, net)
+    ds = gradflow.integrate(loss, method="gd", lr=0.3, max_steps=25, params_every=gradflow.steps(1))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.3)
+    for step in range(25):
+        optimizer.zero_grad()
+        value = criterion(net(X), y)
+        assert value.item() == float(ds.train_loss[step])
+        value.backward()
+        optimizer.step()
+        assert np.array_equal(ds.theta.values[step + 1], loss.parameters().numpy())
+
+
+# ---------------------------------------------------------------------- the contract
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_a_step_changes_nothing_it_was_given(method, dtype):
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=dtype)
+    before = theta.clone()
+    integrator = make_integrator(method.name, method.options).resolve(train)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        integrator.order = 7
+    flow = Flow(train, keep_graph=integrator.keep_graph)
+    point = flow.at(theta)
+    gradient = point.gradient.clone()
+    proposal = integrator.step_rule.propose(point, 0.0, 0, integrator.step_rule.init())
+    first = integrator.step(point, proposal.h, integrator.init(point))
+    second = integrator.step(point, proposal.h, integrator.init(point))
+    assert torch.equal(theta, before)
+    assert torch.equal(point.gradient, gradient)
+    assert torch.equal(first.theta, second.theta)
+    assert first.theta.dtype == dtype
+    assert (first.interpolant is not None) == integrator.interpolates
+    if first.interpolant is not None:
+        assert torch.equal(first.interpolant(1.0), first.theta)
+        assert torch.equal(first.interpolant(0.0), theta)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_float32_follows_float64(method, device):
+    runs = []
+    for dtype in (torch.float32, torch.float64):
+        train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=dtype, device=device)
+        runs.append(
+            gradflow.integrate(train, theta, method=method.name, t_max=5.0, save_every=5.0, **method.options)
+        )
+    assert runs[0].params.dtype == np.float32
+    assert np.linalg.norm(runs[0].params - runs[1].params) < 1e-4 * np.linalg.norm(runs[1].params)
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_costs_are_counted(method, monkeypatch):
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    calls = {"gradients": 0, "hvps": 0}
+    gradient, linearize = LossFunction.gradient, LossFunction.linearize
+
+    def counted_gradient(self, x):
+        calls["gradients"] += 1
+        return gradient(self, x)
+
+    def counted_linearize(self, x):
+        calls["gradients"] += 1
+        lin = linearize(self, x)
+        hvp = lin.hvp
+
+        def counted_hvp(V):
+            calls["hvps"] += 1 if V.dim() == 1 else V.shape[1]
+            return hvp(V)
+
+        lin.hvp = counted_hvp
+        return lin
+
+    monkeypatch.setattr(LossFunction, "gradient", counted_gradient)
+    monkeypatch.setattr(LossFunction, "linearize", counted_linearize)
+    by_hand = gradflow.solver(method.name, train, theta, **method.options)
+    reports = [by_hand.step() for _ in range(12)]
+    assert reports[-1].n_gradients == calls["gradients"]
+    assert reports[-1].n_hvps == calls["hvps"]
+    assert [r.step for r in reports] == list(range(1, 13))
+    assert by_hand.t == pytest.approx(sum(r.dt for r in reports))
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_unknown_options_are_a_type_error_that_lists_the_valid_ones(method):
+    with pytest.raises(TypeError, match=f"'{method.name}' has no option 'learning_rat'") as error:
+        gradflow.integrate(
+            lambda x: (x**2).sum(), torch.ones(2), method=method.name, t_max=1.0, learning_rat=1
+        )
+    for field in dataclasses.fields(REGISTRY[method.name]):
+        assert field.name in str(error.value)
+
+
+def test_unknown_methods_are_refused_with_the_valid_ones():
+    with pytest.raises(
+        ValueError, match=r"No method 'rk5'; did you mean 'rk4'\? Valid: euler, expeuler, gd, rk4"
+    ):
+        gradflow.integrate(lambda x: (x**2).sum(), torch.ones(2), method="rk5", t_max=1.0)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "text"),
+    [
+        (gradflow.Euler, {"lr": 0}, "lr > 0, got 0"),
+        (gradflow.Euler, {"lr": -0.1}, "lr > 0"),
+        (gradflow.Euler, {"lr": math.nan}, "lr to be finite"),
+        (gradflow.Euler, {"lr": "0.1"}, "lr to be a number, got str"),
+        (gradflow.RK4, {"alpha": 0.0}, "alpha > 0"),
+        (gradflow.RK4, {"max_step": -1.0}, "max_step > 0"),
+        (gradflow.RK4, {"sharpness_every": 0.0}, "sharpness_every > 0"),
+        (gradflow.RK4, {"loss_rtol": -1.0}, "loss_rtol ≥ 0"),
+        (gradflow.ExponentialEuler, {"stiff_dim": 0}, "stiff_dim ≥ 1"),
+        (gradflow.ExponentialEuler, {"stiff_dim": 2.5}, "stiff_dim to be an int"),
+        (gradflow.ExponentialEuler, {"max_step": math.inf}, "max_step to be finite"),
+        (gradflow.ExponentialEuler, {"warmup_iters": -1}, "warmup_iters ≥ 0"),
+        (gradflow.ExponentialEuler, {"warmup_factor": 0.0}, "warmup_factor > 0"),
+        (gradflow.ExponentialEuler, {"eigs_rtol": 0.0}, "eigs_rtol > 0"),
+    ],
+)
+def test_options_are_checked_at_construction(cls, options, text):
+    with pytest.raises((ValueError, TypeError), match=text):
+        cls(**options)
+
+
+def test_stiff_dim_is_that_of_the_problem_and_required_for_a_callable():
+    with pytest.raises(ValueError, match="expeuler needs stiff_dim"):
+        gradflow.solver("expeuler", lambda x: (x**2).sum(), torch.ones(3))
+    for loss, expected in (("mse", 10), ("ce", 9)):
+        train, _, theta = problems.load("digits", "fc-tanh-depth1", loss)
+        assert gradflow.solver("expeuler", train, theta).integrator.stiff_dim == expected
+
+
+def test_an_integrator_may_be_given_as_an_instance():
+    loss, theta0, _ = log_cosh()
+    a = gradflow.integrate(loss, theta0, method=gradflow.RK4(max_step=0.1), t_max=1.0)
+    b = gradflow.integrate(loss, theta0, method="rk4", max_step=0.1, t_max=1.0)
+    c = gradflow.integrate(loss, theta0, method="rk4", method_options={"max_step": 0.1}, t_max=1.0)
+    assert np.array_equal(a.params, b.params)
+    assert np.array_equal(a.params, c.params)
+    with pytest.raises(TypeError, match="takes no options"):
+        gradflow.integrate(loss, theta0, method=gradflow.RK4(), t_max=1.0, max_step=0.1)
+    with pytest.raises(TypeError, match="given twice"):
+        gradflow.integrate(
+            loss, theta0, method="rk4", max_step=0.1, method_options={"max_step": 1.0}, t_max=1.0
+        )
+
+
+def test_euler_is_an_alias_of_gd():
+    loss, theta0, _ = log_cosh()
+    a = gradflow.integrate(loss, theta0, method="gd", lr=0.1, t_max=1.0)
+    b = gradflow.integrate(loss, theta0, method="euler", lr=0.1, t_max=1.0)
+    assert np.array_equal(a.theta, b.theta)
+
+
+def test_phi1_against_its_series_and_at_zero():
+    z = torch.tensor([0.0, 1e-300, -1e-12, 1e-8, -0.5, 0.5, -700.0, 3.0], dtype=torch.float64)
+    series = sum(z**n / float(math.factorial(n + 1)) for n in range(30))
+    small = z.abs() < 4
+    assert torch.allclose(phi1(z)[small], series[small], rtol=1e-15)
+    assert phi1(z)[6] == pytest.approx(1 / 700)
+
+
+# ---------------------------------------------------------------------- by hand
+
+
+@pytest.mark.parametrize("method", METHODS, ids=IDS)
+def test_stepping_by_hand_is_the_run(method):
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    by_hand = gradflow.solver(
+        method.name, train, theta, report_gradient=True, report_eigenvectors=True, **method.options
+    )
+    run = gradflow.integrate(
+        train, theta, method=method.name, max_steps=5, save_every=gradflow.steps(1), **method.options
+    )
+    for n in range(5):
+        before, t = by_hand.params, by_hand.t
+        report = by_hand.step()
+        assert by_hand.params is not before
+        assert np.array_equal(by_hand.params.numpy(), run.theta.values[n + 1])
+        assert report.loss == float(run.train_loss[n])
+        assert by_hand.loss == float(run.train_loss[n + 1])
+        assert torch.equal(report.gradient, train.gradient(before)[1]) or method.name == "expeuler"
+        assert torch.allclose(report.gradient, train.gradient(before)[1], rtol=1e-12)
+        assert report.t == pytest.approx(t + report.dt)
+        assert report.t == float(run.time[n + 1])
+        assert report.n_gradients == int(run.n_gradients[n + 1])
+        assert math.isnan(report.sharpness) == (method.name == "gd")
+        if report.eigenvectors is not None:
+            H = train.hvp(before, report.eigenvectors)
+            assert torch.allclose(H, report.eigenvectors * report.eigenvalues, atol=0.02 * report.sharpness)
+    assert (report.eigenvectors is None) == (method.name != "expeuler")
+
+
+def test_by_hand_a_numerical_failure_raises_with_the_state():
+    by_hand = gradflow.solver("gd", lambda x: (x**4).sum(), torch.full((1,), 10.0), lr=10.0)
+    with pytest.raises(gradflow.IntegrationError, match="stopped being finite") as error:
+        for _ in range(20):
+            by_hand.step()
+    assert error.value.status == "not_finite"
+    assert math.isfinite(by_hand.loss)
+    assert error.value.step == by_hand._stepper.n_steps

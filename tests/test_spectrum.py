@@ -1,0 +1,275 @@
+"""The eigensolvers against dense eigh, on spectra that are hard, and the service around them."""
+
+import pytest
+import torch
+import zoo
+
+from gradflow import LossFunction, SpectrumService, problems
+from gradflow.errors import InvalidInputError, UnknownNameError
+from gradflow.spectrum.backends import BACKENDS
+
+P = 120
+
+
+def spectrum(name):
+    linear = torch.linspace(0, 1, P, dtype=torch.float64)
+    return {
+        "indefinite": 2 * linear - 1,
+        "negative": -1 - 4 * linear,
+        "outliers": torch.cat([torch.tensor([100.0, 50.0, 30.0, 20.0, 10.0, 8.0]).double(), linear[6:]]),
+        "clustered": torch.cat([5 + 1e-7 * torch.arange(6.0).double(), linear[6:]]),
+        "repeated": torch.cat([torch.full((6,), 5.0).double(), torch.full((P - 6,), 1.0).double()]),
+        "negative-dominates": torch.cat([torch.tensor([10.0, 5.0, 4.0, 3.0]).double(), -100 * linear[4:]]),
+        "low-rank": torch.cat([torch.tensor([3.0, 2.0]).double(), torch.zeros(P - 2).double()]),
+        "zero": torch.zeros(P).double(),
+        "identity": torch.ones(P).double(),
+    }[name]
+
+
+SPECTRA = [
+    "indefinite", "negative", "outliers", "clustered", "repeated", "negative-dominates", "low-rank", "zero", "identity",
+]  # fmt: skip
+
+
+def matrix(eigenvalues, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    n = len(eigenvalues)
+    Q = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0]
+    A = (Q * eigenvalues) @ Q.T
+    return (A + A.T) / 2
+
+
+def check(pairs, A, k, tol):
+    """What must hold of any result: its numbers are what it says they are."""
+    A = A.double()
+    V = pairs.vectors.double()
+    eps = torch.finfo(pairs.vectors.dtype).eps
+    norm = float(torch.linalg.matrix_norm(A, 2))
+    assert pairs.values.dtype == pairs.residuals.dtype == torch.float64
+    assert len(pairs.values) == len(pairs.residuals) == len(pairs.converged) == V.shape[1] == k
+    assert torch.allclose(V.T @ V, torch.eye(k).double(), atol=200 * eps)
+    true_residuals = (A @ V - V * pairs.values).norm(dim=0) / (norm or 1.0)
+    # the scale is known from below, so that residuals are reported from above
+    assert (true_residuals <= pairs.residuals * (1 + 1e-6) + 50 * eps).all()
+    assert torch.equal(pairs.converged, pairs.residuals <= tol)
+    assert (pairs.values.diff() <= 1e-12 + 10 * eps * norm).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("k", [1, 3, 6, 50, P - 1, P])
+@pytest.mark.parametrize("backend", ["block-krylov", "dense", "eigsh", "lobpcg"])
+@pytest.mark.parametrize("name", SPECTRA)
+def test_eigenpairs_against_dense_eigh(name, backend, k, dtype):
+    A = matrix(spectrum(name)).to(dtype)
+    expected = torch.linalg.eigvalsh(A.double()).flip(0)
+    norm = float(expected.abs().max())
+    tol = 1e-8 if dtype == torch.float64 else 1e-5
+    if backend == "lobpcg" and dtype == torch.float32:
+        tol = 1e-4  # where SciPy's stagnates on products in float32, and says so
+    service = SpectrumService(A, backend=backend, max_hvps=5000)
+    top = service.top(k, tol=tol)
+    check(top, A, k, tol)
+    assert top.converged.all()
+    assert (top.values - expected[:k]).abs().max() <= 2 * tol * norm
+    assert top.n_hvp == service.n_hvps
+
+
+@pytest.mark.parametrize("backend", sorted(BACKENDS))
+@pytest.mark.parametrize("name", SPECTRA)
+def test_bottom_is_the_other_end(name, backend):
+    A = matrix(spectrum(name))
+    expected = torch.linalg.eigvalsh(A)
+    bottom = SpectrumService(A, backend=backend, max_hvps=20_000).bottom(2, tol=1e-4)
+    if backend == "power" and name == "outliers" and not bottom.converged.all():
+        return  # |λ_min| is 0.01 % of the shift that the method needs; it says so
+    assert bottom.converged.all()
+    assert (bottom.values - expected[:2]).abs().max() <= 2e-4 * float(expected.abs().max())
+
+
+def test_the_power_method_finds_the_algebraic_top():
+    A = matrix(spectrum("negative-dominates"))
+    pairs = SpectrumService(A, backend="power", max_hvps=20_000).top(1, tol=1e-3)
+    assert pairs.converged.all()
+    assert float(pairs.values[0]) == pytest.approx(10.0, abs=0.2)
+
+
+@pytest.mark.parametrize("backend", ["block-krylov", "eigsh", "lobpcg", "power"])
+def test_what_is_not_converged_is_flagged(backend):
+    A = matrix(2 * torch.linspace(0, 1, 400, dtype=torch.float64) - 1)
+    pairs = SpectrumService(A, backend=backend, max_hvps=30).top(3, tol=1e-8)
+    check(pairs, A, 3, 1e-8)
+    assert not pairs.converged.all()
+    assert (pairs.residuals > 1e-8).any()
+
+
+def test_not_a_number_is_not_converged():
+    A = matrix(spectrum("outliers"))
+    A[3, 3] = float("nan")
+    pairs = SpectrumService(A).top(2)
+    assert not torch.isfinite(pairs.values).any()
+    assert not pairs.converged.any()
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 32, 33])
+def test_small_matrices_every_k(n):
+    A = matrix(torch.linspace(-1, 2, n, dtype=torch.float64))
+    expected = torch.linalg.eigvalsh(A).flip(0)
+    for k in range(1, n + 1):
+        pairs = SpectrumService(A).top(k, tol=1e-10)
+        assert pairs.converged.all()
+        assert torch.allclose(pairs.values, expected[:k], atol=1e-9)
+
+
+def test_dense_is_used_only_where_it_is_cheap():
+    A = matrix(spectrum("outliers"))
+    assert SpectrumService(A).top(1).n_hvp < P
+    assert SpectrumService(A[:32, :32].contiguous()).top(1).n_hvp == 32
+    assert SpectrumService(A).top(40).n_hvp == P
+
+
+def test_warm_start_along_a_path_of_crossing_eigenvalues():
+    """Each eigenvalue is followed by its vector, and one that overtakes from below isn't missed."""
+    A = matrix(torch.cat([spectrum("outliers"), torch.linspace(0, 1, 280, dtype=torch.float64)]))
+    values, vectors = torch.linalg.eigh(A)
+    u = vectors[:, 60:61]  # an eigenvector of the bulk, λ ≈ 0.5, that becomes the largest
+    assert 0 < float(values[60]) < 1
+    service = SpectrumService()
+    cold, warm = 0, 0
+    for s in torch.linspace(0, 1, 40):
+        M = A + 150 * float(s) * (u @ u.T)
+        expected = torch.linalg.eigvalsh(M).flip(0)
+        pairs = service.top(3, M, tol=1e-4)
+        assert pairs.converged.all()
+        assert torch.allclose(pairs.values, expected[:3], atol=3e-2)
+        warm += pairs.n_hvp
+        cold += SpectrumService().top(3, M, tol=1e-4).n_hvp
+    assert warm < 0.7 * cold
+
+
+def test_results_do_not_depend_on_the_global_generator():
+    A = matrix(spectrum("indefinite"))
+    first = SpectrumService(A).top(3)
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        assert torch.equal(SpectrumService(A).top(3).vectors, first.vectors)
+    assert not torch.equal(SpectrumService(A, seed=1).top(3).vectors, first.vectors)
+
+
+# ---------------------------------------------------------------------- Hessians
+
+
+@pytest.fixture(scope="module")
+def network():
+    train, _, theta = problems.load("chebyshev-5-20", "regression", "mse", dtype=torch.float64)
+    return train, theta
+
+
+def test_hessian_eigenpairs_against_dense_and_scipy(network):
+    train, theta = network
+    H = train.hvp(theta, torch.eye(len(theta), dtype=torch.float64))
+    assert torch.allclose(H, H.T, atol=1e-13)
+    expected = torch.linalg.eigvalsh(H).flip(0)
+    for backend in ("block-krylov", "eigsh"):
+        pairs = SpectrumService(train, backend=backend, max_hvps=2000).top(6, theta, tol=1e-9)
+        check(pairs, H, 6, 1e-9)
+        assert pairs.converged.all()
+        assert torch.allclose(pairs.values, expected[:6], rtol=1e-9, atol=1e-9)
+
+
+def test_the_same_point_is_not_computed_again(network):
+    train, theta = network
+    service = SpectrumService(train)
+    first = service.top(4, theta, tol=1e-4)
+    assert first.n_hvp > 0
+    for again in (theta, theta.clone(), train.linearize(theta)):
+        pairs = service.top(2, again, tol=1e-3)
+        assert pairs.n_hvp == 0
+        assert torch.equal(pairs.values, first.values[:2])
+    assert service.n_hvps == first.n_hvp
+    assert service.known(2, theta, tol=1e-3) is not None
+    assert service.known(5, theta, tol=1e-3) is None
+    assert service.known(2, theta, tol=1e-12) is None
+    assert service.known(2, theta + 1, tol=1e-3) is None
+    assert service.top(5, theta, tol=1e-4).n_hvp > 0
+    assert service.top(2, theta + 1e-3).n_hvp > 0
+
+
+def test_another_loss_at_the_same_point_is_another_operator():
+    case = zoo.make("mlp-mse", n=40)
+    X, y = case.tensors
+    whole = LossFunction(case.dataset, case.criterion, case.net)
+    half = LossFunction(torch.utils.data.TensorDataset(X[:20], y[:20]), case.criterion, case.net)
+    theta = whole.parameters()
+    service = SpectrumService(whole)
+    a = service.top(1, theta, tol=1e-8).values
+    b = service.top(1, half.linearize(theta), tol=1e-8).values
+    eye = torch.eye(len(theta), dtype=torch.float64)
+    for value, loss in ((a, whole), (b, half)):
+        assert float(value) == pytest.approx(float(torch.linalg.eigvalsh(loss.hvp(theta, eye))[-1]), rel=1e-7)
+    assert abs(float(a - b)) > 1e-3
+
+
+def test_any_symmetric_operator_will_do(network):
+    train, theta = network
+    d = torch.linspace(0.5, 2.0, len(theta), dtype=torch.float64)
+
+    class Preconditioned:
+        def __init__(self, lin):
+            self.lin, self.shape, self.dtype, self.device = lin, lin.shape, lin.dtype, lin.device
+
+        def __matmul__(self, V):
+            return d[:, None] * (self.lin @ (d[:, None] * V))
+
+    H = train.hvp(theta, torch.eye(len(theta), dtype=torch.float64))
+    expected = torch.linalg.eigvalsh(d[:, None] * H * d).flip(0)
+    pairs = SpectrumService().top(3, Preconditioned(train.linearize(theta)), tol=1e-8)
+    assert torch.allclose(pairs.values, expected[:3], rtol=1e-6)
+
+
+def test_density_integrates_to_the_moments_of_the_spectrum():
+    ev = spectrum("outliers")
+    A = matrix(ev)
+    density = SpectrumService(A).density(n_vectors=200, n_steps=20)
+    assert torch.allclose(density.weights.sum(1), torch.ones(200).double(), atol=1e-12)
+    assert density.n_hvp == 200 * 20
+    for power in (1, 2):
+        rows = (density.weights * density.nodes**power).sum(1)
+        expected = float((ev**power).mean())
+        assert abs(float(rows.mean()) - expected) < 4 * float(rows.std()) / 200**0.5
+    x = torch.linspace(-20, 120, 2801, dtype=torch.float64)
+    values, error = density.smoothed(x, sigma=1.0)
+    assert float(torch.trapezoid(values, x)) == pytest.approx(1.0, abs=1e-6)
+    true = torch.exp(-0.5 * (x[:, None] - ev) ** 2).mean(1) / (2 * torch.pi) ** 0.5
+    assert ((values - true).abs() < 5 * error + 1e-3).all()
+
+
+def test_density_of_an_exhausted_krylov_space_keeps_its_weight():
+    density = SpectrumService(matrix(spectrum("repeated"))).density(n_vectors=3, n_steps=10)
+    assert torch.allclose(density.weights.sum(1), torch.ones(3).double())
+    assert density.n_hvp <= 9
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda s: s.top(0), "1 ≤ k ≤ P = 120 eigenpairs, got k = 0"),
+        (lambda s: s.top(121), "got k = 121"),
+        (lambda s: s.top(2.0), "k as an int, got float"),
+        (lambda s: s.top(2, tol=0.0), "tol > 0"),
+        (lambda s: s.top(2, torch.zeros(P)), "needs a loss"),
+        (lambda s: s.top(2, torch.zeros(3, 4)), r"square operator of shape \(P, P\), got shape \(3, 4\)"),
+        (lambda s: s.top(2, "H"), "LossFunction, a linearization, a symmetric torch.Tensor"),
+        (lambda s: s.top(2, torch.eye(3, dtype=torch.int64)), "float32 or float64"),
+        (lambda s: SpectrumService().top(1), "Say where"),
+    ],
+)
+def test_bad_calls_are_refused(call, text):
+    with pytest.raises((InvalidInputError, TypeError), match=text):
+        call(SpectrumService(matrix(spectrum("outliers"))))
+
+
+def test_unknown_backends_are_refused_with_the_valid_ones():
+    with pytest.raises(
+        UnknownNameError, match="did you mean 'lobpcg'.*block-krylov, dense, eigsh, lobpcg, power"
+    ):
+        SpectrumService(backend="lobpgc")
