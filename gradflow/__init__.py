@@ -1,5 +1,8 @@
 """Integrate the gradient flow of neural networks, measure its spectrum, and record it."""
 
+import importlib
+from typing import TYPE_CHECKING
+
 from gradflow import problems
 from gradflow.analysis import compare
 from gradflow.api import Solver, integrate, solver
@@ -9,6 +12,9 @@ from gradflow.integrators import RK4, Euler, ExponentialEuler, Integrator
 from gradflow.loss import HalfSquaredError, LossFunction
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
+
+if TYPE_CHECKING:
+    from gradflow.analysis import plot
 
 __version__ = "0.1.0"
 
@@ -44,7 +50,5 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import ``gradflow.plot``, which needs matplotlib, when it is first used."""
     if name == "plot":
-        from gradflow.analysis import plot
-
-        return plot
+        return importlib.import_module("gradflow.analysis.plot")
     raise AttributeError(f"module 'gradflow' has no attribute {name!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ from gradflow.driver import (
     Ends,
     EverySteps,
     EveryTime,
-    Moment,
     NumericalFailure,
     Outcome,
     Schedule,
@@ -184,8 +184,6 @@ def integrate(
     if on_failure not in {"return", "raise"}:
         raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
     if out is not None:
-        from pathlib import Path
-
         check_output(Path(out).absolute(), overwrite=overwrite)
 
     config = {

@@ -55,7 +55,7 @@ def test_only_matching_times_count_unless_interpolated():
     assert np.allclose(both.distance, result.distance[1:], atol=1e-12)
     coarse = 2 * np.abs(0.9 ** np.arange(11) - np.interp(every.time, b.time, np.exp(-b.time)))
     assert np.allclose(every.distance, coarse, atol=1e-7)
-    with pytest.raises(ValueError, match="no record at the same time.*interp=True"):
+    with pytest.raises(ValueError, match=r"no record at the same time.*interp=True"):
         compare(
             gradflow.integrate(bowl, ONES, method="gd", lr=0.07, max_steps=3).isel(time=slice(1, None)), b
         )
@@ -139,7 +139,7 @@ def test_plots_take_datasets_and_return_axes(tmp_path):
     ax = gradflow.plot.sharpness({"gd": a, "flow": b})
     assert "2/η = 8" in [text.get_text() for text in ax.get_legend().get_texts()]
     ax = gradflow.plot.distance(a, b)
-    x, y = ax.lines[0].get_data()
+    _, y = ax.lines[0].get_data()
     assert np.allclose(y, 100 * compare(a, b).relative_distance)
     assert "%" in ax.get_ylabel()
     figure = gradflow.plot.overview(a, b)

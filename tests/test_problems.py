@@ -124,5 +124,5 @@ def test_unknown_names_are_refused(args, text):
 
 
 def test_other_dtypes_are_refused():
-    with pytest.raises(TypeError, match="float32 or float64, got torch.float16"):
+    with pytest.raises(TypeError, match=r"float32 or float64, got torch\.float16"):
         problems.load("digits", "fc-tanh", "mse", dtype=torch.float16)

@@ -99,8 +99,8 @@ def test_attributes_say_how_it_was_made_and_how_it_ended(tmp_path):
 @pytest.mark.parametrize("sync_every", [0.0, 1e9])
 def test_file_and_memory_hold_the_same(tmp_path, dtype, sync_every):
     train, test, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=dtype)
-    options = {"method": "expeuler", "t_max": 2.0, "save_every": 0.1, "n_eigs": 2, "eigs_every": 0.5, "n_projections": 3,
-               "test": test}  # fmt: skip
+    options = {"method": "expeuler", "t_max": 2.0, "save_every": 0.1, "n_eigs": 2, "eigs_every": 0.5,
+               "n_projections": 3, "test": test}  # fmt: skip
     memory = gradflow.integrate(train, theta, **options)
     file = gradflow.integrate(train, theta, out=tmp_path / "x.nc", sync_every=sync_every, **options)
     reopened = open_run(tmp_path / "x.nc")
@@ -132,7 +132,7 @@ def test_chunks_are_chosen_and_files_are_not_larger_than_their_data(tmp_path):
 def test_an_existing_file_is_never_touched_without_overwrite(tmp_path):
     path = tmp_path / "x.nc"
     path.write_text("precious")
-    with pytest.raises(OutputExistsError, match="exists. Pass overwrite=True"):
+    with pytest.raises(OutputExistsError, match=r"exists\. Pass overwrite=True"):
         gradflow.integrate(bowl, ONES, method="gd", lr=0.1, max_steps=3, out=path)
     assert path.read_text() == "precious"
     # with overwrite: by a rename at the end, and not if the run dies on the way

@@ -270,6 +270,6 @@ def test_bad_calls_are_refused(call, text):
 
 def test_unknown_backends_are_refused_with_the_valid_ones():
     with pytest.raises(
-        UnknownNameError, match="did you mean 'lobpcg'.*block-krylov, dense, eigsh, lobpcg, power"
+        UnknownNameError, match=r"did you mean 'lobpcg'.*block-krylov, dense, eigsh, lobpcg, power"
     ):
         SpectrumService(backend="lobpgc")

@@ -17,7 +17,7 @@ from gradflow import problems
 from gradflow.analysis import compare, summary
 from gradflow.api import integrate
 from gradflow.cli.options import integrate_options, method_options, options
-from gradflow.errors import GradflowError, IntegrationWarning, suggest
+from gradflow.errors import GradflowError, IntegrationWarning
 from gradflow.integrators import METHODS
 from gradflow.record import open_run
 

@@ -60,11 +60,11 @@ class Times(click.ParamType[list[float]]):
 
 
 def parameter_docs(doc: str | None) -> dict[str, str]:
-    """Read the Parameters section of a numpydoc docstring: first sentence by name.
+    r"""Read the Parameters section of a numpydoc docstring: first sentence by name.
 
     Examples
     --------
-    >>> parameter_docs("Summary.\\n\\nParameters\\n----------\\na : int\\n    First. More.\\n")
+    >>> parameter_docs("Summary.\n\nParameters\n----------\na : int\n    First. More.\n")
     {'a': 'First.'}
     """
     section = re.search(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Protocol
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
@@ -20,6 +21,7 @@ class steps(int):
     """
 
     def __new__(cls, n: int) -> steps:
+        """Check that it is a positive int."""
         if isinstance(n, bool) or not isinstance(n, int):
             raise InvalidTypeError(f"Expected a number of steps as an int, got {type(n).__name__} {n!r}.")
         if n < 1:
@@ -42,7 +44,7 @@ class Cadence(Protocol):
 
 @dataclass(frozen=True)
 class EveryTime:
-    """The times k·dt, k = 1, 2, …"""
+    """The times k·dt, k = 1, 2, 3 and so on."""
 
     dt: float
 
@@ -75,7 +77,7 @@ class AtTimes:
 
 @dataclass(frozen=True)
 class EverySteps:
-    """The steps k·n, k = 1, 2, …"""
+    """The steps k·n, k = 1, 2, 3 and so on."""
 
     n: int
 
@@ -109,7 +111,7 @@ def at_times(name: str, values: Sequence[float], t_max: float | None) -> AtTimes
         raise InvalidTypeError(f"Expected {name} as a sequence of times, got {values!r}.") from error
     if any(not (math.isfinite(t) and t >= 0) for t in times):
         raise InvalidInputError(f"Expected {name} to hold finite times ≥ 0, got {list(times)}.")
-    if any(b <= a for a, b in zip(times, times[1:], strict=False)):
+    if any(b <= a for a, b in pairwise(times)):
         raise InvalidInputError(f"Expected {name} to increase strictly, got {list(times)}. Sort it.")
     if t_max is not None and times and times[-1] > t_max * (1 + 1e-9):
         raise InvalidInputError(f"Expected {name} within t_max = {t_max}, got {times[-1]}.")

@@ -51,7 +51,8 @@ class Integrator(ABC):
     2. ``__post_init__`` checks the options and raises :class:`gradflow.errors.InvalidInputError`.
     3. ``name``, ``order`` (of convergence), ``discrete`` (an optimiser: one record a step, doesn't land on
        save times), ``watches_loss`` (a step that raises the loss is rejected), ``keep_graph`` (products are
-       wanted at every point), ``interpolates`` (its steps have an interpolant), ``stability_limit`` (of h·λ₁, where there is one).
+       wanted at every point), ``interpolates`` (its steps have an interpolant),
+       ``stability_limit`` (of h·λ₁, where there is one).
     4. :meth:`resolve`, where a default depends on the loss.
     5. :attr:`step_rule`: how large a step.
     6. :meth:`step`: the formula, with its paper cited. It never writes θ or a gradient that it was given,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -62,13 +63,15 @@ class ChunkedCriterion:
 
     def denominator(self, target: Tensor, n_samples: int) -> float:
         """Give d_c of one chunk: samples, or the weight of the targets that count."""
-        weighted = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
-        if self.reduction != "mean" or not weighted or target.is_floating_point():
+        criterion = self.criterion
+        if self.reduction != "mean" or target.is_floating_point():
             return float(n_samples)
-        counted = target[target != self.criterion.ignore_index]
-        if self.criterion.weight is None:
+        if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
+            return float(n_samples)
+        counted = target[target != criterion.ignore_index]
+        if criterion.weight is None:
             return float(counted.numel())
-        return float(self.criterion.weight.detach().double().to(counted.device)[counted].sum())
+        return float(criterion.weight.detach().double().to(counted.device)[counted].sum())
 
     def share(
         self, evaluate: Callable[..., Tensor], output: Tensor, target: Tensor, d: float, total: float
@@ -136,7 +139,7 @@ def check_additive(
     whole = evaluate(output, target)
     expected = float(whole.sum()) / n if chunked.reduction != "mean" else float(whole)
     cuts = sorted({0, max(1, n // 3), max(1, n - 1), n})
-    bounds = list(zip(cuts[:-1], cuts[1:], strict=True))
+    bounds = list(pairwise(cuts))
     denominators = [chunked.denominator(target[a:b], b - a) for a, b in bounds]
     total = sum(denominators)
     if total == 0:

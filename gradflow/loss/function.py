@@ -269,6 +269,7 @@ class LossFunction:
         return self._risk
 
     def check_theta(self, theta: Tensor) -> None:
+        """Refuse what can't be θ: not a tensor, wrong shape, a dtype other than float32 and float64."""
         if not isinstance(theta, Tensor):
             raise InvalidTypeError(f"Expected θ as a flat torch.Tensor, got {type(theta).__name__}.")
         if theta.dtype not in {torch.float32, torch.float64}:

@@ -63,7 +63,8 @@ class ParameterLayout:
     def split(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into views of the parameters' shapes."""
         return [
-            part.view(shape) for part, shape in zip(torch.split(theta, self.sizes), self.shapes, strict=True)
+            part.view(shape)
+            for part, shape in zip(torch.split(theta, list(self.sizes)), self.shapes, strict=True)
         ]
 
     def flatten(self) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 from torch import nn
 
@@ -50,7 +51,7 @@ def fully_connected(
     """Make a multilayer perceptron with `depth` hidden layers of width 200."""
     widths = [n_inputs] + [_WIDTH] * depth
     layers: list[nn.Module] = [nn.Flatten()]
-    for fan_in, fan_out in zip(widths, widths[1:], strict=False):
+    for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
 

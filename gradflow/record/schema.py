@@ -105,7 +105,8 @@ class Layout:
         attrs : mapping
             Global attributes.
         """
-        data, coords = {}, {}
+        data: dict[str, Any] = {}
+        coords: dict[str, Any] = {}
         for v in self.variables():
             if v.dims[:1] != _T and v.name not in static:
                 continue

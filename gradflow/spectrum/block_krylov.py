@@ -11,7 +11,6 @@ from gradflow.collective import agree
 from gradflow.spectrum.eigenpairs import Eigenpairs, orthonormalize, rayleigh_ritz
 from gradflow.spectrum.operators import SymmetricOperator
 
-
 #: Ritz vectors beyond those asked for that are carried from solve to solve.
 GUARDS = 1
 #: Krylov steps on a fresh random vector in every solve, against missing an eigenvalue. In 1,154 solves along
@@ -78,6 +77,9 @@ def block_krylov(
         draw = torch.randn(P, n, generator=generator, dtype=torch.float64)
         return draw.to(operator.device, operator.dtype)
 
+    V = torch.empty(P, 0, device=operator.device, dtype=operator.dtype)
+    HV, n_hvp = V, 0
+
     def grow(block: Tensor) -> bool:
         """Add what is new in a block to V, and its image; whether there was any."""
         nonlocal V, HV, n_hvp
@@ -87,13 +89,10 @@ def block_krylov(
             n_hvp += new.shape[1]
         return bool(new.shape[1])
 
-    V = torch.empty(P, 0, device=operator.device, dtype=operator.dtype)
-    HV, n_hvp = V, 0
     if start is None:
         grow(random(min(P, k + 2)))
     else:
-        guard = random(1)
-        grow(torch.cat([start, guard / torch.linalg.vector_norm(guard)], 1))
+        grow(torch.cat([start, random(1)], 1))
     while V.shape[1] < k and grow(random(k - V.shape[1])):
         pass
 

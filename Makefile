@@ -1,0 +1,44 @@
+# Two commands: `make demo` and `make test`. Both make .venv and install into it first, once.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help install demo test lint examples clean
+
+help:
+	@echo "make demo      integrate a real network on the shipped digits: two files and a picture in demo/"
+	@echo "make test      run the whole suite"
+	@echo "make lint      ruff, mypy, import-linter"
+	@echo "make examples  run every example, small"
+	@echo "make clean     remove .venv, caches and demo/"
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@echo "==> making $(VENV) and installing gradflow with the versions of constraints.txt"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(INSTALLED)
+	@echo "==> integrating gradient flow and gradient descent on the digits"
+	$(BIN)/python examples/digits.py --out-dir demo
+
+test: $(INSTALLED)
+	@echo "==> running the whole suite"
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+examples: $(INSTALLED)
+	$(BIN)/python examples/digits.py --small --out-dir demo/small
+	$(BIN)/python examples/integrator_choice.py --small --out-dir demo/small
+
+clean:
+	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
