@@ -19,9 +19,13 @@ from gradflow.analysis import summary
 
 def main() -> None:
     """Integrate, record, compare and draw."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--small", action="store_true", help="a few steps only")
-    parser.add_argument("--out-dir", type=Path, default=Path("demo"), help="where the files go (default: demo)")
+    parser.add_argument(
+        "--out-dir", type=Path, default=Path("demo"), help="where the files go (default: demo)"
+    )
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
     t_max = 6.0 if args.small else 150.0
@@ -35,7 +39,9 @@ def main() -> None:
         "save_every": 3.0,
         "overwrite": True,
     }
-    print(f"fc-tanh with {len(params):,} parameters on {train.n_samples:,} digits, squared error, to t = {t_max:g}")
+    print(
+        f"fc-tanh with {len(params):,} parameters on {train.n_samples:,} digits, squared error, to t = {t_max:g}"
+    )
     flow = gradflow.integrate(train, params, method="rk4", alpha=2.0, out=args.out_dir / "flow.nc", **shared)
     gd = gradflow.integrate(train, params, method="gd", lr=0.6, out=args.out_dir / "gd.nc", **shared)
 
@@ -57,7 +63,9 @@ def main() -> None:
     print(f"\ndistance at t = {float(last.time):g}: {float(last.distance):.4g}, ", end="")
     print(f"{float(last.relative_distance):.2%} of the flow's path")
     if "crossing_time" in b:
-        print(f"gradient descent first above 2/η = {b['stability_threshold']:.3g} at t = {b['crossing_time']:g}")
+        print(
+            f"gradient descent first above 2/η = {b['stability_threshold']:.3g} at t = {b['crossing_time']:g}"
+        )
 
     figure = gradflow.plot.overview(gd, flow)
     figure.savefig(args.out_dir / "digits.png", dpi=150)
