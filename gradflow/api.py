@@ -238,8 +238,8 @@ class Solver:
 
     @property
     def params(self) -> Tensor:
-        """The present θ, shape (P,); a new tensor after every step."""
-        return self._stepper.point.theta
+        """A copy of the present θ, shape (P,)."""
+        return self._stepper.point.theta.clone()
 
     @property
     def loss(self) -> float:

@@ -252,7 +252,7 @@ def test_density_of_an_exhausted_krylov_space_keeps_its_weight():
 @pytest.mark.parametrize(
     ("call", "text"),
     [
-        (lambda s: s.top(0), "1 ≤ k ≤ P = 120 eigenpairs, got k = 0"),
+        (lambda s: s.top(0), "k ≥ 1, got 0"),
         (lambda s: s.top(121), "got k = 121"),
         (lambda s: s.top(2.0), "k as an int, got float"),
         (lambda s: s.top(2, tol=0.0), "tol > 0"),

@@ -191,7 +191,9 @@ class Stepper:
             dt=h,
             loss=before.loss,
             sharpness=float(pairs.values[0]) if pairs is not None else math.nan,
-            eigenvalues=pairs.values if pairs is not None else torch.empty(0, dtype=torch.float64),
+            eigenvalues=pairs.values
+            if pairs is not None
+            else torch.empty(0, dtype=torch.float64, device="cpu"),
             n_gradients=self.flow.cost.n_gradients,
             n_hvps=self.flow.cost.n_hvps,
             n_rejected=self.n_rejected,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -95,7 +96,7 @@ def check_number(
     name: str, value: object, *, above: float | None = None, least: float | None = None, finite: bool = True
 ) -> None:
     """Refuse what isn't a real number in range."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"Expected {name} to be a number, got {type(value).__name__} {value!r}.")
     if math.isnan(value) or (finite and math.isinf(value)):
         raise InvalidInputError(f"Expected {name} to be finite, got {value}.")
@@ -107,7 +108,7 @@ def check_number(
 
 def check_count(name: str, value: object, *, least: int = 0) -> None:
     """Refuse what isn't an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidTypeError(f"Expected {name} to be an int, got {type(value).__name__} {value!r}.")
     if value < least:
         raise InvalidInputError(f"Expected {name} ≥ {least}, got {value}.")

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator, StepResult, check_number
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import SharpnessCap
@@ -22,7 +23,7 @@ class RK4(Integrator):
     Parameters
     ----------
     alpha : float, default 1.0
-        Step size times sharpness; below the stability limit of 2.785.
+        Step size times sharpness; at most the stability limit of 2.785.
     max_step : float, default inf
         Largest step in time.
     sharpness_every : float, optional
@@ -42,6 +43,10 @@ class RK4(Integrator):
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, above=0)
+        if self.alpha > 2.785:
+            raise InvalidInputError(
+                f"Expected alpha ≤ 2.785, the stability limit of the method in terms of h·λ₁, got {self.alpha}."
+            )
         check_number("max_step", self.max_step, above=0, finite=False)
         check_number("loss_rtol", self.loss_rtol, least=0)
         if self.sharpness_every is not None:

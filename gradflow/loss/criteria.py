@@ -66,6 +66,8 @@ class ChunkedCriterion:
         criterion = self.criterion
         if self.reduction != "mean" or target.is_floating_point():
             return float(n_samples)
+        if criterion is F.cross_entropy or criterion is F.nll_loss:
+            return float((target != -100).sum())  # their default ignore_index
         if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
             return float(n_samples)
         counted = target[target != criterion.ignore_index]
@@ -88,7 +90,7 @@ class ChunkedCriterion:
         """
         if self.reduction != "mean":
             return evaluate(output, target).sum() / total
-        value = evaluate(output, target)
+        value = evaluate(output, target).reshape(())
         return value if d == total else value * (d / total)
 
 
@@ -144,17 +146,21 @@ def check_additive(
     total = sum(denominators)
     if total == 0:
         return
-    got = sum(
+    shares = [
         float(chunked.share(evaluate, output[a:b], target[a:b], d, total))
         for (a, b), d in zip(bounds, denominators, strict=True)
         if d > 0
-    )
-    tolerance = 1e3 * torch.finfo(output.dtype).eps * max(abs(expected), abs(got))
-    if abs(got - expected) > tolerance:
+    ]
+    got = sum(shares)
+    # Where terms of either sign cancel, rounding is relative to the terms.
+    single = [float(evaluate(output[i : i + 1], target[i : i + 1]).sum()) for i in range(min(n, 16))]
+    scale = max(abs(expected), sum(map(abs, shares)), max((abs(v) for v in single if v == v), default=0.0))
+    if abs(got - expected) > 1e3 * torch.finfo(output.dtype).eps * scale:
+        shapes = f" Outputs and targets have shapes {tuple(output.shape)} and {tuple(target.shape)}."
         raise CriterionError(
             f"The criterion can't be computed in chunks: on {n} samples at once it gives {expected:.9g}, over "
             f"chunks {got:.9g}. Expected a mean over samples. A criterion that sums, or that couples samples, "
-            'must be given with reduction="none" (or "sum"), or return one value per sample.'
+            'must be given with reduction="none" (or "sum"), or return one value per sample.' + shapes
         )
 
 

@@ -87,14 +87,21 @@ class ChunkedData:
                 "Expected a map-style data set with __len__ and __getitem__, got "
                 f"{type(dataset).__name__}. Collect a stream into a torch.utils.data.TensorDataset."
             )
+        if isinstance(dataset, list | tuple) and any(isinstance(item, Tensor) for item in dataset):
+            raise InvalidTypeError(
+                "Expected a data set of (inputs…, target) items, got a sequence of tensors. Wrap it: "
+                "torch.utils.data.TensorDataset(*tensors)."
+            )
         if len(dataset) == 0:
             raise InvalidInputError("The data set is empty: the loss is a mean over at least one sample.")
-        self.dataset = dataset
+        self.dataset: Any = dataset
         self.n_samples = len(dataset)
         self.chunk_size = self.n_samples
         # A DataLoader draws a seed at every pass: from a generator of its own, not from the global one.
-        self._options: dict[str, Any] = {"generator": torch.Generator()}
+        self._options: dict[str, Any] = {"generator": torch.Generator("cpu")}
         self._options |= {k: v for k, v in loader_options.items() if k not in _FORBIDDEN}
+        # Read directly, unless a subclass or a collate_fn has a say in what its items are.
+        self._is_tensors = type(dataset) is TensorDataset and not loader_options.get("collate_fn")
         self._resident = False
         self._kept: tuple[tuple[torch.device, torch.dtype], list[Chunk]] | None = None
 
@@ -113,14 +120,15 @@ class ChunkedData:
     def head(self, n: int, *, spread: bool = False) -> Chunk:
         """Collate n items: the first ones, or `spread` evenly over the data set."""
         indices = [i * self.n_samples // n for i in range(n)] if spread else range(n)
-        if isinstance(self.dataset, TensorDataset):
-            return as_chunk([t[torch.as_tensor(list(indices))] for t in self.dataset.tensors])
+        if self._is_tensors:
+            rows = torch.as_tensor(list(indices), device="cpu")
+            return as_chunk([t[rows.to(t.device)] for t in self.dataset.tensors])
         collate = self._options.get("collate_fn") or default_collate
         return as_chunk(collate([self.dataset[i] for i in indices]))
 
     def host_chunks(self) -> Iterator[Chunk]:
         """Read the chunks from the data set, as it gives them."""
-        if isinstance(self.dataset, TensorDataset):
+        if self._is_tensors:
             for start in range(0, self.n_samples, self.chunk_size):
                 yield as_chunk([t[start : start + self.chunk_size] for t in self.dataset.tensors])
         else:

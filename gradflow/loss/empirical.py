@@ -60,6 +60,10 @@ class EmpiricalRisk:
     ) -> None:
         if not isinstance(net, nn.Module):
             raise InvalidTypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}.")
+        if isinstance(criterion, type):
+            raise InvalidTypeError(
+                f"Expected an instance as criterion, got the class: {criterion.__name__}()."
+            )
         if not callable(criterion):
             raise InvalidTypeError(
                 f"Expected criterion to be a callable (output, target) -> loss, got {type(criterion).__name__}."
@@ -73,6 +77,9 @@ class EmpiricalRisk:
         self.allow_tf32 = allow_tf32
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in net.modules())
         self._has_buffers = next(net.buffers(), None) is not None
+        self._modes = [(m, m.training) for m in net.modules()]
+        self._hooked = [m for m in net.modules() if m._forward_pre_hooks]
+        self._writes_inputs = False
         self.memory_budget = default_memory_budget(self.device) if memory_budget is None else memory_budget
         check_positive("memory_budget", self.memory_budget)
 
@@ -92,7 +99,8 @@ class EmpiricalRisk:
         self._graph_bytes_per_sample = _GRAPH_FACTOR * self._saved_bytes_per_sample()
 
         self.data.cut(self._chunk_size(batch_size), self.memory_budget)
-        m = min(self.data.chunk_size, _PROBE_SAMPLES)
+        self._check_last_chunk()
+        m = min(self.data.n_samples, _PROBE_SAMPLES, max(16, self.data.chunk_size))
         first, second = self.data.head(m, spread=True), self.data.head(m, spread=True)
         output, target = self._forward_here(first)
         again, target_again = self._forward_here(second)
@@ -139,33 +147,70 @@ class EmpiricalRisk:
         return sum(sizes.values())
 
     def _forward_here(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Give (outputs, targets) of a chunk at the net's present weights."""
+        """Give (outputs, targets) of a chunk at the net's present weights; see what the net writes to."""
         inputs, target = move(chunk, self.device, self.dtype)
+        theta = self.layout.flatten()
+        versions = [t._version for t in inputs], theta._version
+        random_state = self._random_state()
         with torch.no_grad():
-            return self._forward(self.leaves(self.layout.flatten()), inputs), target
+            output = self._forward(self.leaves(theta), inputs)
+            self._evaluator(output)(output.clone(), target.clone())
+        if not torch.equal(random_state, self._random_state()):
+            raise NonDeterministicLossError(self._random_message("The loss draws random numbers"))
+        if versions[1] != theta._version:
+            raise InvalidInputError(
+                "The net writes to its own parameters in forward (an nn.Embedding with max_norm, say), so that the "
+                "loss isn't a function of θ. Take that out."
+            )
+        self._writes_inputs |= versions[0] != [t._version for t in inputs]
+        return output, target
 
     def _check_deterministic(
         self, first: Chunk, second: Chunk, one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]
     ) -> None:
         values = [self._evaluator(o)(o, t).sum() for o, t in (one, two)]
         if self.device.type == "cpu":
-            same = torch.equal(one[0].nan_to_num(), two[0].nan_to_num()) and torch.equal(
-                values[0].nan_to_num(), values[1].nan_to_num()
-            )
+            pairs = ((one[0], two[0]), (values[0], values[1]))
+            same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
         else:
             same = torch.allclose(values[0], values[1], rtol=1e-5, atol=0.0, equal_nan=True)
         if same:
             return
-        causes = [f"{name} is {m} in train mode" for name, m in self.net.named_modules() if _drops(m)]
-        if any(
-            not torch.equal(a, b) for a, b in zip((*first[0], first[1]), (*second[0], second[1]), strict=True)
-        ):
-            causes.append("the data set returns other values when it is read again (random augmentation?)")
+        read_twice = zip((*first[0], first[1]), (*second[0], second[1]), strict=True)
+        changed = any(not torch.equal(a, b) for a, b in read_twice)
+        more = (
+            ["the data set returns other values when it is read again (random augmentation?)"]
+            if changed
+            else []
+        )
         raise NonDeterministicLossError(
-            "Two evaluations of the loss at the same θ differ, so that its gradient and Hessian have no "
-            f"meaning: {float(values[0]):.9g} and {float(values[1]):.9g}. "
-            + ("Cause: " + "; ".join(causes) if causes else "The net or the criterion draws random numbers")
-            + ". Call net.eval(), or take the randomness out."
+            self._random_message(
+                f"Two evaluations of the loss at the same θ differ, {float(values[0]):.9g} and {float(values[1]):.9g}",
+                *more,
+            )
+        )
+
+    def _check_last_chunk(self) -> None:
+        normalizes = any(
+            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules()
+        )
+        if normalizes and self.data.n_chunks > 1 and self.data.n_samples % self.data.chunk_size == 1:
+            raise InvalidInputError(
+                f"Batch-norm in train mode needs at least two samples in a chunk; of {self.data.n_samples} samples in "
+                f"chunks of {self.data.chunk_size} the last has one. Choose another batch_size, or call net.eval()."
+            )
+
+    def _random_state(self) -> Tensor:
+        return torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else torch.get_rng_state()
+
+    def _random_message(self, what: str, *more: str) -> str:
+        causes = [f"{name} is {m} in train mode" for name, m in self.net.named_modules() if _drops(m)] + list(
+            more
+        )
+        return (
+            f"{what}, so that its gradient and Hessian have no meaning. "
+            + (f"Cause: {'; '.join(causes)}. " if causes else "")
+            + "Call net.eval(), or take the randomness out."
         )
 
     # ------------------------------------------------------------------ as a loss source
@@ -176,11 +221,19 @@ class EmpiricalRisk:
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give one term per chunk that counts."""
+        self._check_modes()
         chunks = self.data.on(theta.device, theta.dtype)
         total = sum(self._denominators)
         for (inputs, target), d in zip(chunks, self._denominators, strict=True):
             if d > 0 or total == 0:
                 yield self._term(inputs, target, d, total)
+
+    def _check_modes(self) -> None:
+        if any(m.training != mode for m, mode in self._modes):
+            raise InvalidInputError(
+                "The net was switched between train and eval mode after the LossFunction was made, which makes it "
+                "another function. Switch it back; a loss in the other mode takes a copy.deepcopy(net) of its own."
+            )
 
     def _term(self, inputs: tuple[Tensor, ...], target: Tensor, d: float, total: float) -> Term:
         def term(leaves: Sequence[Tensor]) -> Tensor:
@@ -217,6 +270,7 @@ class EmpiricalRisk:
 
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """Give loss and accuracy (NaN where the targets aren't classes) without derivatives."""
+        self._check_modes()
         total, D = 0.0, sum(self._denominators)
         n_correct = n_counted = 0
         leaves = self.leaves(theta.detach())
@@ -245,7 +299,15 @@ class EmpiricalRisk:
         if self._has_buffers:
             # Copies: batch-norm in train mode writes its running statistics into them.
             state |= {name: cast(b, device, dtype).clone() for name, b in self.net.named_buffers()}
-        output = functional_call(self.net, state, inputs)
+        if self._writes_inputs:
+            inputs = tuple(t.clone() for t in inputs)
+        # What pre-forward hooks (weight_norm of old) leave on their modules is taken off again.
+        left = [(m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)}) for m in self._hooked]
+        try:
+            output = functional_call(self.net, state, inputs)
+        finally:
+            for module, tensors in left:
+                module.__dict__.update(tensors)
         if not isinstance(output, Tensor):
             raise InvalidTypeError(
                 f"Expected the net to return one tensor, got {type(output).__name__}. Wrap it in a module that "
@@ -259,9 +321,8 @@ class EmpiricalRisk:
         if not isinstance(criterion, nn.Module):
             return criterion
         state = {
-            name: moved
+            name: cast(tensor, output.device, output.dtype).clone()
             for name, tensor in (*criterion.named_buffers(), *criterion.named_parameters())
-            if (moved := cast(tensor, output.device, output.dtype)) is not tensor
         }
         if not state:
             return criterion

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 
 from gradflow.collective import reduce
-from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.errors import CriterionError, InvalidInputError, InvalidTypeError
 from gradflow.loss.source import LossSource, Term, accumulate, as_flat
 
 
 def value_and_gradient(source: LossSource, theta: Tensor) -> tuple[Tensor, Tensor]:
     """Evaluate the loss, shape (), and its gradient, shape (P,), one chunk's graph at a time."""
-    leaves = _leaves(source, theta)
     value = gradient = None
     with source.settings(theta), torch.enable_grad():
+        leaves = _leaves(source, theta)
         for term in source.terms(theta):
             term_value = term(leaves)
             grads = _differentiate(term_value, leaves, create_graph=False)
@@ -56,12 +56,12 @@ class Linearization:
 
     def __init__(self, source: LossSource, theta: Tensor) -> None:
         self.source = source
-        self.theta = theta.detach()
         self.n_hvps = 0
-        self._leaves = _leaves(source, theta)
         self._graphs: list[list[Tensor]] | None = [] if source.keeps_graphs(theta) else None
         value = gradient = None
         with source.settings(theta), torch.enable_grad():
+            self.theta = theta.detach().clone()  # of its own, whatever becomes of the caller's
+            self._leaves = _leaves(source, self.theta)
             for term in source.terms(theta):
                 term_value = term(self._leaves)
                 grads = _differentiate(term_value, self._leaves, create_graph=self._graphs is not None)
@@ -111,10 +111,12 @@ class Linearization:
             If shape, device or dtype don't match θ.
         """
         _check_vectors(vectors, self.theta)
-        columns = [vectors.contiguous()] if vectors.dim() == 1 else list(vectors.T.contiguous())
-        products: list[Tensor | None] = [None] * len(columns)
-        blocks = [_split_like(v, self._leaves) for v in columns]
         with self.source.settings(self.theta), torch.enable_grad():
+            if vectors.is_inference():
+                vectors = vectors.clone()
+            columns = [vectors.contiguous()] if vectors.dim() == 1 else list(vectors.T.contiguous())
+            blocks = [_split_like(v, self._leaves) for v in columns]
+            products: list[Tensor | None] = [None] * len(columns)
             for grads in self._gradient_graphs():
                 for j, block in enumerate(blocks):
                     products[j] = accumulate(products[j], _second_derivative(grads, self._leaves, block))
@@ -146,13 +148,18 @@ class _Rebuilt:
 
 
 def _leaves(source: LossSource, theta: Tensor) -> list[Tensor]:
+    if theta.is_inference():
+        theta = theta.clone()
     return [leaf.detach().requires_grad_(True) for leaf in source.leaves(theta.detach())]
 
 
 def _differentiate(value: Tensor, leaves: list[Tensor], *, create_graph: bool) -> list[Tensor]:
     """Give the gradient by leaf; zeros where the value doesn't depend on it."""
     if not value.requires_grad:
-        return [torch.zeros_like(leaf) for leaf in leaves]
+        raise CriterionError(
+            "The loss doesn't depend on θ through differentiable torch functions, so that it has no gradient. "
+            "Don't detach in the criterion, and don't leave torch (numpy, float(), argmax)."
+        )
     grads = torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
 

@@ -18,6 +18,7 @@ def exact_derivatives(
 ) -> Iterator[None]:
     """Evaluate with kernels that can be differentiated twice, in full precision.
 
+    - Autocast and inference mode are off.
     - Attention runs under the MATH backend and without the inference fast path: the fused kernels have no
       second derivative.
     - On CUDA, TF32 is off unless asked for, and cuDNN is deterministic; recurrent nets run without cuDNN,
@@ -34,6 +35,8 @@ def exact_derivatives(
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.autocast(device.type, enabled=False))
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)

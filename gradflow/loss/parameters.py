@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ class ParameterLayout:
 
     def __init__(self, net: nn.Module) -> None:
         self._net = net
+        if any(isinstance(p, nn.UninitializedParameter) for p in net.parameters()):
+            raise InvalidInputError("The net has lazy parameters without a shape. Run it once on data first.")
         trainable = {name: p for name, p in net.named_parameters() if p.requires_grad}
         if not trainable:
             raise InvalidInputError(
@@ -63,7 +66,7 @@ class ParameterLayout:
     def split(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into views of the parameters' shapes."""
         return [
-            part.view(shape)
+            part.reshape(shape)
             for part, shape in zip(torch.split(theta, list(self.sizes)), self.shapes, strict=True)
         ]
 
@@ -76,7 +79,10 @@ class ParameterLayout:
         """Copy the net's state dict with θ in the place of its trainable parameters."""
         new = {name: part.detach().clone() for name, part in zip(self.names, self.split(theta), strict=True)}
         canonical = {id(p): name for name, p in self._net.named_parameters()}
-        state = {key: value.detach().clone() for key, value in self._net.state_dict().items()}
+        state = {
+            key: value.detach().clone() if isinstance(value, Tensor) else value
+            for key, value in self._net.state_dict().items()
+        }
         for alias, parameter in self._net.named_parameters(remove_duplicate=False):
             if canonical[id(parameter)] in new and alias in state:
                 state[alias] = new[canonical[id(parameter)]].clone()
@@ -89,25 +95,24 @@ class ParameterLayout:
         initialisation (ones and zeros); a parameter that is neither a weight of two or more dimensions
         nor a bias keeps the value that it has in the net.
         """
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        generator = None if seed is None else torch.Generator("cpu").manual_seed(seed)
         owners = {
             f"{prefix}.{name}" if prefix else name: module
             for prefix, module in self._net.named_modules()
             for name, _ in module.named_parameters(recurse=False)
         }
         parameters = dict(self._net.named_parameters())
+        plain: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
             local = name.rsplit(".", 1)[-1]
             if isinstance(owners[name], _NORM_LAYERS):
-                part = torch.zeros(shape) if "bias" in local else torch.ones(shape)
+                part = torch.zeros(shape, **plain) if "bias" in local else torch.ones(shape, **plain)
             elif "bias" in local:
-                part = torch.zeros(shape)
+                part = torch.zeros(shape, **plain)
             elif len(shape) >= 2:
                 fan_in = math.prod(shape[1:])
-                part = torch.randn(shape, generator=generator, dtype=torch.float64) * (
-                    gain / math.sqrt(fan_in)
-                )
+                part = torch.randn(shape, generator=generator, **plain) * (gain / math.sqrt(fan_in))
             else:
                 part = parameters[name].detach().cpu()
             parts.append(part.to(torch.float64).reshape(-1))

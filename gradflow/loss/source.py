@@ -63,8 +63,12 @@ class CallableLoss:
 
     def _term(self, leaves: Sequence[Tensor]) -> Tensor:
         value = self._function(leaves[0])
-        if not isinstance(value, Tensor) or value.numel() != 1:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
+            got = (
+                f"shape {tuple(value.shape)} in {value.dtype}"
+                if isinstance(value, Tensor)
+                else type(value).__name__
+            )
             raise CriterionError(f"The loss function must return a scalar torch.Tensor, got {got}.")
         return value.reshape(())
 

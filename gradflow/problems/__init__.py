@@ -69,9 +69,14 @@ def load(
     data = load_data(dataset)
     if loss == "ce" and data.n_classes is None:
         raise InvalidInputError(f"The loss ce needs classes; {dataset} has values for targets. Use mse.")
-    with torch.random.fork_rng(devices=[]):
+    default = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        net = make_network(arch, data.n_inputs, data.n_outputs)
+        torch.set_default_dtype(torch.float32)  # the same numbers whatever the default is
+        try:
+            net = make_network(arch, data.n_inputs, data.n_outputs)
+        finally:
+            torch.set_default_dtype(default)
     net = net.to(device, dtype)
 
     def make(inputs: Tensor, targets: Tensor) -> LossFunction:

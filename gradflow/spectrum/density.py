@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradflow.spectrum.eigenpairs import orthonormalize
 from gradflow.spectrum.operators import SymmetricOperator
+from gradflow.spectrum.task import random_vectors
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,11 @@ def lanczos_density(
     """
     P = operator.shape[0]
     n_steps = min(n_steps, P)
-    nodes = torch.zeros(n_vectors, n_steps, dtype=torch.float64)
-    weights = torch.zeros(n_vectors, n_steps, dtype=torch.float64)
+    nodes = torch.zeros(n_vectors, n_steps, dtype=torch.float64, device="cpu")
+    weights = torch.zeros_like(nodes)
     n_hvp = 0
     for row in range(n_vectors):
-        v = torch.randn(P, 1, generator=generator, dtype=torch.float64)
-        V = orthonormalize(v.to(operator.device, operator.dtype))
+        V = orthonormalize(random_vectors(operator, 1, generator))
         HV = torch.empty(P, 0, device=operator.device, dtype=operator.dtype)
         while True:
             HV = torch.cat([HV, operator @ V[:, -1:]], 1)

@@ -74,21 +74,28 @@ def rayleigh_ritz(
     """
     projected = (basis.T @ image).to("cpu", torch.float64)
     if not bool(torch.isfinite(projected).all()):
-        nan = torch.full((k,), torch.nan, dtype=torch.float64)
-        pairs = Eigenpairs(nan, basis[:, :k], nan, n_hvp, torch.zeros(k, dtype=torch.bool), torch.nan)
-        return pairs, torch.eye(basis.shape[1]).to(basis), image[:, :k]
+        nan = torch.full((k,), torch.nan, dtype=torch.float64, device="cpu")
+        pairs = Eigenpairs(
+            nan, basis[:, :k], nan, n_hvp, torch.zeros(k, dtype=torch.bool, device="cpu"), torch.nan
+        )
+        return pairs, torch.eye(basis.shape[1], device=basis.device, dtype=basis.dtype), image[:, :k]
     ritz, rotation = torch.linalg.eigh(0.5 * (projected + projected.T))
     ritz, rotation = ritz.flip(0), rotation.flip(1)
     # Both bound max|λ| from below: Ritz values, and ‖H v‖ of unit vectors.
-    scale = max(scale, float(ritz.abs().max()), float(torch.linalg.vector_norm(image, dim=0).max()))
+    scale = max(scale, float(ritz.abs().max()), float(_norms(image).max()))
     local = rotation.to(basis)
     vectors, images = basis @ local[:, :k], image @ local[:, :k]
     values = ritz[:k]
     defects = images - vectors * values.to(basis)
-    norms = torch.linalg.vector_norm(defects, dim=0).to("cpu", torch.float64)
+    norms = _norms(defects)
     residuals = norms / scale if scale > 0 else norms
     pairs = Eigenpairs(values, vectors, residuals, n_hvp, residuals <= tol, scale)
     return pairs, local, defects
+
+
+def _norms(block: Tensor) -> Tensor:
+    """2-norms of columns, float64, on the CPU; in float64 so that squares neither under- nor overflow."""
+    return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()
 
 
 def orthonormalize(block: Tensor, against: Tensor | None = None) -> Tensor:
@@ -96,10 +103,11 @@ def orthonormalize(block: Tensor, against: Tensor | None = None) -> Tensor:
 
     Projection and QR, done twice ("twice is enough", Giraud et al. 2005).
     """
-    keep = torch.isfinite(block).all(0) & (torch.linalg.vector_norm(block, dim=0) > 0)
+    keep = torch.isfinite(block).all(0) & (block != 0).any(0)
     block = block[:, keep]
     if not block.shape[1]:
         return block
+    block = block / block.abs().amax(0)  # before the norm, which may underflow
     block = block / torch.linalg.vector_norm(block, dim=0)
     limit = 1e3 * torch.finfo(block.dtype).eps
     for _ in range(2):

@@ -37,6 +37,8 @@ class SymmetricOperator(Protocol):
 
 def check_operator(operator: object) -> SymmetricOperator:
     """Refuse what isn't square, real and linear by its looks."""
+    if hasattr(operator, "linearize"):
+        raise InvalidTypeError("Expected an operator, got a loss. Make the service with it, and pass θ here.")
     if not isinstance(operator, SymmetricOperator):
         raise InvalidTypeError(
             "Expected a LossFunction, a linearization, a symmetric torch.Tensor, or an object with shape, dtype, "
@@ -47,6 +49,12 @@ def check_operator(operator: object) -> SymmetricOperator:
         raise InvalidInputError(f"Expected a square operator of shape (P, P), got shape {shape}.")
     if operator.dtype not in {torch.float32, torch.float64}:
         raise InvalidTypeError(f"Expected an operator in float32 or float64, got {operator.dtype}.")
+    if isinstance(operator, Tensor):
+        asymmetry = float((operator - operator.T).abs().nan_to_num().max())
+        if asymmetry > 1e3 * torch.finfo(operator.dtype).eps * float(operator.abs().nan_to_num().max()):
+            raise InvalidInputError(
+                f"Expected a symmetric matrix, got one with max|A − Aᵀ| = {asymmetry:.3g}."
+            )
     return operator
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from gradflow.spectrum.backends import BACKENDS
 from gradflow.spectrum.density import SpectralDensity, lanczos_density
 from gradflow.spectrum.eigenpairs import Eigenpairs
 from gradflow.spectrum.operators import Negated, SymmetricOperator, check_operator
+from gradflow.spectrum.task import Solution, Task
 
 
 @runtime_checkable
@@ -64,13 +66,15 @@ class SpectrumService:
     ) -> None:
         if backend not in BACKENDS:
             raise UnknownNameError(f"No eigensolver {backend!r}; {suggest(backend, BACKENDS)}")
+        if max_hvps is not None:
+            _check_count("max_hvps", max_hvps)
         if target is not None and not isinstance(target, HasHessian):
             check_operator(target)
         self.backend = backend
         self.n_hvps = 0
         self._target = target
         self._max_hvps = max_hvps
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator("cpu").manual_seed(seed)
         self._bases: dict[str, Tensor] = {}
         self._cache: dict[str, tuple[_Place, Eigenpairs]] = {}
 
@@ -111,7 +115,10 @@ class SpectrumService:
         n_steps : int
             Lanczos steps from each, one product a step.
         """
-        density = lanczos_density(self._operator(at), n_vectors, n_steps, self._generator)
+        for name, value in (("n_vectors", n_vectors), ("n_steps", n_steps)):
+            _check_count(name, value)
+        with torch.no_grad():
+            density = lanczos_density(self._operator(at), n_vectors, n_steps, self._generator)
         self.n_hvps += density.n_hvp
         return density
 
@@ -136,8 +143,8 @@ class SpectrumService:
     # ------------------------------------------------------------------
 
     def _solve(self, end: str, k: int, at: Any, tol: float, start: Tensor | None) -> Eigenpairs:
-        if isinstance(k, bool) or not isinstance(k, int):
-            raise InvalidTypeError(f"Expected k as an int, got {type(k).__name__}.")
+        _check_count("k", k)
+        k = int(k)
         if not tol > 0:
             raise InvalidInputError(f"Expected tol > 0, got {tol}.")
         key = self._key(at)
@@ -149,21 +156,19 @@ class SpectrumService:
         if not 1 <= k <= P:
             raise InvalidInputError(f"Expected 1 ≤ k ≤ P = {P} eigenpairs, got k = {k}.")
         basis = self._bases.get(end, start)
+        if start is not None and start.dim() != 2:
+            raise InvalidInputError(f"Expected start of shape (P, m), got {tuple(start.shape)}.")
         if basis is not None and (
             len(basis) != P or (basis.dtype, basis.device) != (operator.dtype, operator.device)
         ):
             basis = None
-        solver: Callable[..., Any] = BACKENDS[self.backend]
+        solver: Callable[[Task], Solution] = BACKENDS[self.backend]
         if self.backend == "block-krylov" and max(32, 3 * k) >= P:
             solver = BACKENDS["dense"]
-        solution = solver(
-            operator if end == "top" else Negated(operator),
-            k,
-            basis,
-            tol=tol,
-            max_hvps=100 + 60 * k if self._max_hvps is None else self._max_hvps,
-            generator=self._generator,
-        )
+        max_hvps = 100 + 60 * k if self._max_hvps is None else self._max_hvps
+        signed = operator if end == "top" else Negated(operator)
+        with torch.no_grad():
+            solution = solver(Task(signed, k, basis, tol, max_hvps, self._generator))
         pairs = solution.pairs
         if end == "bottom":
             pairs = Eigenpairs(
@@ -196,6 +201,13 @@ class SpectrumService:
             return _Place(getattr(self._target, "source", self._target), at.detach().clone())
         theta = getattr(at, "theta", None)
         return _Place(getattr(at, "source", at), theta.detach().clone()) if theta is not None else None
+
+
+def _check_count(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise InvalidTypeError(f"Expected {name} as an int, got {type(value).__name__}.")
+    if value < 1:
+        raise InvalidInputError(f"Expected {name} ≥ 1, got {value}.")
 
 
 def _serves(pairs: Eigenpairs, k: int, tol: float) -> bool:
