@@ -42,7 +42,9 @@ def count(backend: str, bulk: Tensor, rises: Tensor, k: int) -> tuple[int, int, 
         now[60] = value
         expected = now.sort(descending=True).values[:k]
         pairs = service.top(k, Diagonal(now), tol=1e-3)
-        misses += bool(pairs.converged.all()) and bool((pairs.values - expected).abs().max() > 0.02 * expected[0])
+        misses += bool(pairs.converged.all()) and bool(
+            (pairs.values - expected).abs().max() > 0.02 * expected[0]
+        )
     return misses, len(rises), service.n_hvps
 
 
@@ -53,7 +55,9 @@ def cases(kind: str) -> list[tuple[Tensor, Tensor, int]]:
         outliers = torch.tensor([100.0, 50.0, 30.0, 20.0, 10.0, 8.0], dtype=torch.float64)
         spectrum = torch.cat([outliers, even[6:]])
         speeds = (4.0, 1.0, 0.25)
-        return [(spectrum, torch.arange(0.5, 110.0, s, dtype=torch.float64), k) for k in (1, 3) for s in speeds]
+        return [
+            (spectrum, torch.arange(0.5, 110.0, s, dtype=torch.float64), k) for k in (1, 3) for s in speeds
+        ]
     rises = torch.arange(8.0, 16.0, 0.1, dtype=torch.float64)
     top = torch.tensor([10.0], dtype=torch.float64)
     return [(torch.cat([top, 9 * even[1:] ** power]), rises, k) for k in (1, 3) for power in (1, 8)]

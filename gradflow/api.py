@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,8 +40,7 @@ from gradflow.integrators import Flow, Integrator, make_integrator
 from gradflow.integrators.base import check_count, check_number
 from gradflow.loss import LossFunction
 from gradflow.observe import Observer, Observers, Parameters, Projections, RandomProjection, Scalars, Spectrum
-from gradflow.record import FileRecord, Layout, MemoryRecord, check_attributes, provenance
-from gradflow.record.run_record import check_output
+from gradflow.record import FileRecord, Layout, MemoryRecord, check_attributes, check_output, provenance
 
 #: θ is recorded along the way by default up to this many parameters.
 _SMALL = 1000
@@ -56,15 +56,15 @@ def integrate(
     *,
     method: str | Integrator,
     t_max: float | None = None,
-    save_every: float | None = None,
+    save_every: float | steps | None = None,
     save_at: Sequence[float] | None = None,
     n_eigs: int = 0,
-    eigs_every: float | None = None,
+    eigs_every: float | steps | None = None,
     eigs_tol: float = 1e-3,
     n_projections: int = 0,
-    projections_every: float | None = None,
+    projections_every: float | steps | None = None,
     projection_seed: int = 0,
-    params_every: float | None = None,
+    params_every: float | steps | None = None,
     test: LossFunction | None = None,
     loss_goal: float | None = None,
     acc_goal: float | None = None,
@@ -164,24 +164,24 @@ def integrate(
     loss = _as_loss(loss)
     theta = _initial(loss, params)
     integrator = _integrator(method, method_options, options, loss)
+    _check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
     cadences = _cadences(
         integrator,
         t_max=t_max,
         max_steps=max_steps,
         save_every=save_every,
         save_at=save_at,
-        eigs_every=eigs_every if n_eigs else None,
-        projections_every=projections_every if n_projections else None,
+        eigs_every=eigs_every,
+        projections_every=projections_every,
         params_every=params_every,
         with_eigs=n_eigs > 0,
         with_projections=n_projections > 0,
         with_params=params_every is not None or theta.numel() <= _SMALL,
     )
-    _check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
     ends = _ends(loss, t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
-    if on_failure not in {"return", "raise"}:
+    if on_failure not in ("return", "raise"):
         raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
     if out is not None:
         check_output(Path(out).absolute(), overwrite=overwrite)
@@ -210,7 +210,11 @@ def integrate(
     record = _record(
         out, theta, cadences, n_eigs, n_projections, attrs, overwrite, sync_every, checkpoint_every
     )
-    outcome = run(stepper, Schedule(cadences), _Recorder(observers, record), ends, progress=progress)
+    try:
+        outcome = run(stepper, Schedule(cadences), _Recorder(observers, record), ends, progress=progress)
+    except BaseException:
+        record.abandon()
+        raise
     dataset = record.finish(
         {"params": _numpy(stepper.point.theta), "params_initial": _numpy(theta)},
         check_attributes(_ending(outcome, stepper, observers)),
@@ -345,12 +349,15 @@ def _integrator(
     options: Mapping[str, Any],
     loss: LossFunction,
 ) -> Integrator:
+    if method_options is not None and not isinstance(method_options, Mapping):
+        raise InvalidTypeError(f"Expected method_options as a mapping, got {type(method_options).__name__}.")
     twice = sorted(set(options) & set(method_options or {}))
     if twice:
         raise UnknownOptionError(
             f"Options given twice, as keywords and in method_options: {', '.join(twice)}."
         )
-    return make_integrator(method, {**options, **(method_options or {})}).resolve(loss)
+    also = inspect.signature(integrate).parameters
+    return make_integrator(method, {**options, **(method_options or {})}, also).resolve(loss)
 
 
 def _cadences(
@@ -358,11 +365,11 @@ def _cadences(
     *,
     t_max: float | None,
     max_steps: int | None,
-    save_every: float | None,
+    save_every: float | steps | None,
     save_at: Sequence[float] | None,
-    eigs_every: float | None,
-    projections_every: float | None,
-    params_every: float | None,
+    eigs_every: float | steps | None,
+    projections_every: float | steps | None,
+    params_every: float | steps | None,
     with_eigs: bool,
     with_projections: bool,
     with_params: bool,
@@ -390,6 +397,10 @@ def _cadences(
     ):
         if wanted:
             groups[group] = saves if every is None else [cadence(name, every)]
+        elif every is not None:
+            raise InvalidInputError(
+                f"{name} has nothing to measure: give n_{name.removesuffix('_every')} ≥ 1."
+            )
     return groups
 
 
@@ -407,6 +418,8 @@ def _check_measurements(
     check_number("eigs_tol", eigs_tol, above=0)
     check_count("n_projections", n_projections)
     check_count("projection_seed", projection_seed)
+    if projection_seed >= 2**64:
+        raise InvalidInputError(f"Expected projection_seed < 2⁶⁴, got {projection_seed}.")
     if test is not None:
         if not isinstance(test, LossFunction):
             raise InvalidTypeError(f"Expected test as a LossFunction, got {type(test).__name__}.")
@@ -430,6 +443,8 @@ def _ends(
         check_number("loss_goal", loss_goal)
     if acc_goal is not None:
         check_number("acc_goal", acc_goal, above=0)
+        if acc_goal > 1:
+            raise InvalidInputError(f"Expected acc_goal as a fraction, at most 1, got {acc_goal}.")
         if not loss.classifies:
             raise InvalidInputError("acc_goal needs a loss whose targets are classes.")
     if callback is not None and not callable(callback):
@@ -507,6 +522,7 @@ class _Recorder:
     def __init__(self, observers: Observers, record: MemoryRecord | FileRecord) -> None:
         self.measure = observers.measure
         self.append = record.append
+        self.amend = record.amend
         self.sync = record.sync
         self.flush = record.flush
 

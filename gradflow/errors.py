@@ -89,6 +89,14 @@ class IntegrationError(GradflowError, RuntimeError):
         self.dataset = dataset
         self.path = path
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle with everything that it carries, so that it passes between processes."""
+        return _integration_error, (str(self), dict(self.__dict__))
+
+
+def _integration_error(message: str, fields: dict[str, Any]) -> IntegrationError:
+    return IntegrationError(message, **fields)
+
 
 class GradflowWarning(UserWarning):
     """Base of gradflow's warnings."""
@@ -102,9 +110,12 @@ class ConventionWarning(GradflowWarning):
     """Something is computed by a convention that the caller may not expect."""
 
 
-def suggest(name: object, valid: Iterable[str]) -> str:
-    """Make the end of a message about an unknown name: the nearest valid one, and all of them."""
+def suggest(name: object, valid: Iterable[str], also: Iterable[str] = ()) -> str:
+    """Make the end of a message about an unknown name: the nearest valid one, and all of them.
+
+    Names in `also` are suggested when they are near, but not listed.
+    """
     names = sorted(valid)
-    near = difflib.get_close_matches(str(name), names, n=1)
+    near = difflib.get_close_matches(str(name), [*names, *also], n=1)
     guess = f"did you mean {near[0]!r}? " if near else ""
     return f"{guess}Valid: {', '.join(names) if names else 'none'}."

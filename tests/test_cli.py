@@ -148,11 +148,15 @@ def test_help_shows_defaults():
     [
         (["run", "digit", "fc-tanh", "mse", "--method", "gd"], "did you mean 'digits'"),
         ([*PROBLEM, "--method", "rk5", "--t-max", 1], "did you mean 'rk4'"),
-        ([*PROBLEM, "--method", "gd", "--t-max", 1], "needs lr"),
+        ([*PROBLEM, "--method", "gd", "--t-max", 1], "needs lr: pass --lr"),
         ([*PROBLEM, "--method", "gd", "--lr", 0.1], "The run has no end"),
+        ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--eigs-every", 1], "give n_eigs ≥ 1"),
+        ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--seed", 2**70], "seed as an int"),
+        ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--projection-seed", 2**64], "projection_seed < 2⁶⁴"),
+        (["info", "."], "got the directory"),
         ([*PROBLEM, "--method", "rk4", "--lr", 0.1, "--t-max", 1], "'rk4' has no option 'lr'"),
         ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-every", "often"], "a time such as 0.5"),
-        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-every", "0steps"], "at least 1 step"),
+        ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-every", "0steps"], "number of steps ≥ 1"),
         ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-at", "1;2"], "times separated by commas"),
         ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--out", "/nowhere/x.nc"], "doesn't exist"),
         ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--device", "tpu"], "No device 'tpu'"),
@@ -207,3 +211,19 @@ def test_compare_and_info(tmp_path):
         "torch",
     ):
         assert text in result.output
+
+
+def test_compare_never_overwrites_a_run(tmp_path):
+    a, b = tmp_path / "a.nc", tmp_path / "b.nc"
+    for path, lr in ((a, 0.1), (b, 0.05)):
+        invoke(*PROBLEM, "--method", "gd", "--lr", lr, "--t-max", 1, "--out", path)
+    before = a.read_bytes()
+    result = invoke("compare", a, b, "--interp", "--out", a, "--overwrite")
+    assert result.exit_code == 1
+    assert "--out is one of the runs" in result.output
+    assert a.read_bytes() == before
+    for bad in (tmp_path / "no" / "x.nc", tmp_path):
+        result = invoke("compare", a, b, "--out", bad, "--overwrite")
+        assert result.exit_code == 1
+        assert "Traceback" not in result.output
+        assert isinstance(result.exception, SystemExit)

@@ -146,3 +146,43 @@ def test_plots_take_datasets_and_return_axes(tmp_path):
     figure.savefig(tmp_path / "x.png")
     assert (tmp_path / "x.png").stat().st_size > 10_000
     plt.close("all")
+
+
+def test_interpolation_reaches_the_final_time_in_spite_of_rounding():
+    for t_max in (0.3, 0.7):
+        a = gd(lr=0.1, t_max=t_max)
+        assert float(a.time[-1]) != t_max or t_max == 0.7
+        assert len(compare(a, run(t_max=t_max, save_every=0.05), interp=True).time) == len(a.time)
+
+
+def test_a_single_record_and_disjoint_runs():
+    a = run()
+    first = a.isel(time=slice(0, 1))
+    result = compare(first, first, interp=True)
+    assert result.distance.values.tolist() == [0.0]
+    late = a.isel(time=slice(3, None))
+    with pytest.raises(ValueError, match="no time in common"):
+        compare(a.isel(time=slice(0, 2)), late, interp=True)
+
+
+def test_projections_are_used_where_theta_has_hardly_a_common_time():
+    a = run(params_every=0.25, save_every=0.1, n_projections=4)
+    b = run(params_every=0.2, save_every=0.1, n_projections=4, t_max=0.9)
+    result = compare(a, b)
+    assert result.attrs["distance_from"] == "projection"
+    assert len(result.time) == 10
+
+
+def test_plots_show_negative_values():
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot as plt
+
+    saddle = gradflow.integrate(
+        lambda x: -0.5 * (x**2).sum(), ONES * 0.1, method="rk4", t_max=1.0, save_every=0.1, n_eigs=1
+    )
+    ax = gradflow.plot.sharpness(saddle)
+    assert ax.get_ylim()[0] < -1
+    assert gradflow.plot.train_loss(saddle).get_yscale() == "linear"
+    with pytest.raises(TypeError, match="mapping of names to runs, got list"):
+        gradflow.plot.train_loss([saddle])
+    plt.close("all")

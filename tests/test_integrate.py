@@ -389,6 +389,15 @@ def test_the_built_in_cap_is_a_failure(monkeypatch):
         ({"t_max": 1.0, "max_wall_time": 0.0}, ValueError, "max_wall_time > 0"),
         ({"t_max": 1.0, "loss_goal": "low"}, TypeError, "loss_goal to be a number"),
         ({"t_max": 1.0, "acc_goal": 0.9}, ValueError, "acc_goal needs a loss whose targets are classes"),
+        ({"t_max": 1.0, "eigs_every": 0.5}, ValueError, "eigs_every has nothing to measure: give n_eigs ≥ 1"),
+        ({"t_max": 1.0, "save_at": "12"}, TypeError, "save_at as a sequence of times, got str"),
+        ({"t_max": 10**400}, ValueError, "t_max to be finite"),
+        ({"t_max": 1.0, "n_eigs": "2"}, TypeError, "n_eigs to be an int"),
+        ({"t_max": 1.0, "projection_seed": 2**64}, ValueError, "projection_seed < 2⁶⁴"),
+        ({"t_max": 1.0, "method_options": "lr"}, TypeError, "method_options as a mapping"),
+        ({"t_max": 1.0, "method": gradflow.RK4}, TypeError, r"got the class: RK4\(…\)"),
+        ({"tmax": 1.0}, TypeError, "no option 'tmax'; did you mean 't_max'"),
+        ({"t_max": 1.0, "on_failure": []}, ValueError, "on_failure as"),
         ({"t_max": 1.0, "on_failure": "ignore"}, ValueError, "on_failure as"),
         ({"t_max": 1.0, "callback": 3}, TypeError, "callback as a callable"),
         ({"t_max": 1.0, "test": bowl}, TypeError, "test as a LossFunction"),
@@ -428,7 +437,7 @@ def test_steps_is_a_positive_int():
     ):
         with pytest.raises(kind):
             steps(bad)
-    assert repr(steps(3)) == "steps(3)"
+    assert repr(steps(3)) == "steps(n=3)"
 
 
 def test_params_are_neither_changed_nor_followed():
@@ -448,3 +457,32 @@ def test_progress_shows_time_loss_and_cost(capsys):
     assert all(part in shown for part in ("100%", "t 20", "loss ", "λ₁ 4", "gradients ", "H·v "))
     gradflow.integrate(bowl, ONES, method="rk4", t_max=1.0)
     assert capsys.readouterr().err == ""
+
+
+def test_numpy_scalars_are_numbers():
+    ds = gradflow.integrate(
+        bowl,
+        ONES,
+        method="gd",
+        lr=np.float32(0.125),
+        t_max=np.float64(1),
+        n_eigs=np.int64(1),
+        save_every=steps(np.int64(2)),
+    )
+    assert ds.step.values.tolist() == [0, 2, 4, 6, 8]
+
+
+def test_times_that_differ_by_rounding_are_one():
+    ds = gradflow.integrate(
+        bowl, ONES, method="rk4", t_max=1.0, save_every=0.1, save_at=[0.3 - 1e-8, 0.3, 0.7]
+    )
+    assert ds.attrs["status"] == "t_max"
+    assert np.allclose(ds.time, sorted([*np.arange(11) * 0.1, 0.3 - 1e-8]), atol=1e-12)
+
+
+def test_cadences_far_below_the_steps_do_not_hang():
+    ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.0, save_every=1e-30)
+    assert ds.attrs["n_steps"] == 10
+    times = list(np.linspace(0, 1, 100_001)[1:])
+    ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.01, t_max=1.0, save_at=times)
+    assert len(ds.time) == 101

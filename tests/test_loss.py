@@ -1,6 +1,7 @@
 """The loss oracle against dense references, and what it promises to leave alone."""
 
 import copy
+import warnings
 
 import pytest
 import torch
@@ -394,3 +395,169 @@ def test_a_kept_graph_lives_only_as_long_as_its_linearization():
     del lin
     gc.collect()
     assert graph() is None
+
+
+# ---------------------------------------------------------------------- what broke it once
+
+
+def small(criterion=None, net=None, X=None, Y=None, **kwargs):
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(20, 3, generator=g) if X is None else X
+    Y = torch.randn(20, 2, generator=g) if Y is None else Y
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)) if net is None else net()
+    return LossFunction(TensorDataset(X, Y), criterion or nn.MSELoss(), net, **kwargs)
+
+
+def test_inference_mode_no_grad_and_autocast_change_nothing():
+    loss = small()
+    theta = loss.parameters()
+    gradient, product = loss.gradient(theta)[1], loss.hvp(theta, theta)
+    for context in (torch.inference_mode(), torch.no_grad(), torch.autocast("cpu", torch.bfloat16)):
+        fresh = small()
+        with context:
+            inside = fresh.parameters()
+            assert torch.equal(fresh.gradient(theta)[1], gradient)
+            assert torch.equal(fresh.hvp(theta, theta), product)
+            assert torch.equal(fresh.gradient(inside)[1], gradient)
+            fresh.evaluate(theta)
+        assert torch.equal(fresh.gradient(theta)[1], gradient)
+        assert torch.equal(fresh.gradient(inside)[1], gradient)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: LossFunction.from_callable(lambda x: torch.tensor(float((x.detach() ** 2).sum()))).gradient(
+            torch.ones(3)
+        ),
+        lambda: (loss := small(lambda o, y: (o.detach() - y).square().mean())).gradient(loss.parameters()),
+    ],
+)
+def test_a_loss_without_a_graph_is_refused(call):
+    with pytest.raises(CriterionError, match="doesn't depend on θ through differentiable torch functions"):
+        call()
+
+
+def test_subclasses_of_tensor_dataset_and_collate_functions_have_their_say():
+    class Scaled(TensorDataset):
+        def __getitem__(self, i):
+            x, y = super().__getitem__(i)
+            return 10 * x, y
+
+    def tenfold(items):
+        X, Y = torch.utils.data.default_collate(items)
+        return 10 * X, Y
+
+    plain = small()
+    X, Y = plain.source.data.dataset.tensors
+    theta = plain.parameters()
+    expected = float(LossFunction(TensorDataset(10 * X, Y), nn.MSELoss(), plain.source.net)(theta))
+    assert float(LossFunction(Scaled(X, Y), nn.MSELoss(), plain.source.net)(theta)) == pytest.approx(expected)
+    assert float(
+        LossFunction(TensorDataset(X, Y), nn.MSELoss(), plain.source.net, collate_fn=tenfold)(theta)
+    ) == (pytest.approx(expected))
+
+
+def test_a_net_that_works_in_place_leaves_the_data_alone():
+    loss = small(net=lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)))
+    X = loss.source.data.dataset.tensors[0]
+    before = X.clone()
+    theta = loss.parameters()
+    assert float(loss(theta)) == float(loss.gradient(theta)[0]) == loss.evaluate(theta)[0]
+    assert torch.equal(X, before)
+
+
+def test_a_net_that_writes_its_parameters_is_refused():
+    tokens = torch.arange(20) % 5
+    with pytest.raises(InvalidInputError, match="max_norm"):
+        small(net=lambda: nn.Sequential(nn.Embedding(5, 4, max_norm=0.5), nn.Linear(4, 2)), X=tokens)
+
+
+def test_dropout_is_found_where_the_values_do_not_show_it():
+    def dead():
+        net = nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 2))
+        nn.init.zeros_(net[2].weight)
+        return net
+
+    with pytest.raises(NonDeterministicLossError, match=r"1 is Dropout\(p=0\.5"):
+        small(net=dead)
+    with pytest.raises(NonDeterministicLossError, match="draws random numbers"):
+        small(lambda o, y: (nn.functional.dropout(o, 1e-6) - y).square().mean())
+    loss = small(net=lambda: dead().eval())
+    loss.source.net.train()
+    for call in (loss, loss.gradient, loss.linearize, loss.evaluate):
+        with pytest.raises(InvalidInputError, match="switched between train and eval mode"):
+            call(loss.parameters())
+
+
+def test_the_criterion_is_checked_whatever_the_chunks():
+    for criterion in (
+        lambda o, y: (o - y).square().sum(),
+        lambda o, y: ((o - o.mean(0)) - y).square().mean(),
+    ):
+        with pytest.raises(CriterionError, match="can't be computed in chunks"):
+            small(criterion, batch_size=1)
+    broadcast = nn.MSELoss(reduction="mean")
+    with (
+        pytest.warns(UserWarning, match="target size"),  # torch's own, of the broadcast
+        pytest.raises(CriterionError, match=r"shapes \(20, 1\) and \(20,\)"),
+    ):
+        small(broadcast, net=lambda: nn.Linear(3, 1), Y=torch.arange(20.0))
+    ignored = torch.arange(20) % 2
+    ignored[17] = -100
+    chunked = small(nn.functional.cross_entropy, Y=ignored, batch_size=3)
+    whole = small(nn.functional.cross_entropy, Y=ignored)
+    assert float(chunked(chunked.parameters())) == pytest.approx(float(whole(whole.parameters())), rel=1e-6)
+
+
+def test_criteria_whose_terms_cancel_are_accepted():
+    signs = 1.0 - 2.0 * (torch.arange(20) % 2)
+    small(lambda o, y: (o.sum(1) * y).mean() * 0 + (y * 1e3).mean() + o.sum() * 0, Y=signs)
+
+
+def test_a_linearization_keeps_its_own_theta():
+    for kwargs in ({}, {"batch_size": 5, "memory_budget": 1}):
+        loss = small(**kwargs)
+        theta = loss.parameters()
+        lin, v = loss.linearize(theta), torch.ones_like(theta)
+        before = lin.hvp(v)
+        theta.add_(0.5)
+        assert torch.equal(lin.hvp(v), before)
+
+
+def test_hooks_and_buffers_of_net_and_criterion_are_left_as_they_were():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("n", torch.zeros(()))
+
+        def forward(self, output, target):
+            self.n += 1
+            return (output - target).square().mean()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weight_norm of old is deprecated
+        loss = small(
+            Counting(), net=lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
+        )
+    theta = loss.parameters()
+    weight = loss.source.net[0].weight
+    loss.linearize(theta + 1).hvp(theta)
+    assert loss.source.net[0].weight is weight
+    assert float(loss.source.criterion.n) == 0
+
+
+def test_ragged_batch_norm_and_other_mistakes_are_named():
+    def norm():
+        return nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+
+    with pytest.raises(InvalidInputError, match="at least two samples in a chunk"):
+        small(net=norm, X=torch.randn(9, 3, generator=torch.Generator()), Y=torch.zeros(9, 2), batch_size=4)
+    with pytest.raises(TypeError, match=r"got the class: MSELoss\(\)"):
+        small(nn.MSELoss)
+    with pytest.raises(TypeError, match=r"Wrap it: torch\.utils"):
+        LossFunction((torch.zeros(3, 2), torch.zeros(3, 2)), nn.MSELoss(), small().source.net)
+    with pytest.raises(InvalidInputError, match="lazy parameters"):
+        small(net=lambda: nn.LazyLinear(2))

@@ -292,3 +292,112 @@ def test_attributes_are_made_fit_for_netcdf_or_refused():
     assert json.loads(to_json({"a": math.inf, "b": np.float64(2), "c": (1, {2: torch.float32})})) == {
         "a": "inf", "b": 2.0, "c": [1, {"2": "torch.float32"}],
     }  # fmt: skip
+
+
+def test_two_runs_never_write_to_one_output(tmp_path):
+    path = tmp_path / "x.nc"
+
+    def second(report):
+        for overwrite in (False, True):
+            with pytest.raises(
+                OutputExistsError, match=r"didn't end, or is still going on|Another run is writing"
+            ):
+                gradflow.integrate(
+                    bowl, ONES, method="gd", lr=0.3, max_steps=2, out=path, overwrite=overwrite
+                )
+
+    ds = gradflow.integrate(
+        bowl, ONES, method="gd", lr=0.1, max_steps=4, out=path, sync_every=0.0, callback=second
+    )
+    assert np.allclose(ds.theta[:, 0], 0.9 ** np.arange(5))
+    ds.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.nc"]
+
+
+def test_a_failure_before_the_first_record_leaves_nothing(tmp_path):
+    def fails_at_a_record(x):
+        if not x.requires_grad:
+            raise OSError("no")
+        return bowl(x)
+
+    test = gradflow.LossFunction.from_callable(fails_at_a_record)
+    with pytest.raises(OSError, match="no"):
+        gradflow.integrate(bowl, ONES, method="gd", lr=0.1, max_steps=4, out=tmp_path / "x.nc", test=test)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sync_every", [0.0, 1e9])
+def test_the_last_record_of_a_failed_run_is_complete(tmp_path, sync_every):
+    options = {
+        "method": "gd",
+        "lr": 1.0,
+        "max_steps": 1000,
+        "n_eigs": 1,
+        "n_projections": 2,
+        "sync_every": sync_every,
+    }
+    every = dict.fromkeys(("eigs_every", "projections_every", "params_every"), steps(50))
+
+    def stiff(x):
+        return 0.5 * (torch.tensor([1.0, 10.0, 2.0, 1.0], dtype=torch.float64) * x**2).sum()
+
+    for out in (None, tmp_path / "x.nc"):
+        with pytest.warns(gradflow.IntegrationWarning):
+            ds = gradflow.integrate(stiff, ONES, out=out, **options, **every)
+        assert ds.attrs["status"] == "not_finite"
+        assert len(np.unique(ds.time)) == len(ds.time) == ds.attrs["n_steps"] + 1
+        for name in ("eigenvalue", "projection", "theta"):
+            assert np.isfinite(ds[name].values[-1]).all(), name
+        assert np.array_equal(ds.theta[-1], ds.params)
+        ds.close()
+
+
+def test_an_interrupt_while_the_end_is_measured_loses_nothing(tmp_path):
+    """The run has blown up; Ctrl-C comes while the last record's eigenvalues are measured."""
+    path = tmp_path / "x.nc"
+    failed = []
+
+    def blows_up(x):
+        if failed:
+            raise KeyboardInterrupt
+        value = (x**4).sum()
+        if not bool(torch.isfinite(value)):
+            failed.append(value)
+        return value
+
+    with pytest.raises(KeyboardInterrupt):
+        gradflow.integrate(
+            blows_up,
+            ONES * 0.75,
+            method="gd",
+            lr=1.0,
+            max_steps=500,
+            n_eigs=1,
+            eigs_every=steps(400),
+            out=path,
+            sync_every=1e9,
+        )
+    assert len(open_run(path).time) > 2
+
+
+def test_partial_runs_open_under_either_name_also_when_they_have_ended(tmp_path):
+    path = tmp_path / "x.nc"
+    gradflow.integrate(bowl, ONES, method="gd", lr=0.1, max_steps=4, out=path).close()
+    with open_run(tmp_path / "x.nc.partial") as ds:
+        assert len(ds.time) == 5
+    with pytest.raises(ValueError, match="got the directory"):
+        open_run(tmp_path)
+
+
+def test_failures_pass_between_processes():
+    import pickle
+
+    with pytest.raises(gradflow.IntegrationError) as error:
+        gradflow.integrate(
+            lambda x: (x**4).sum(), ONES * 3, method="gd", lr=1.0, t_max=9.0, on_failure="raise"
+        )
+    again = pickle.loads(pickle.dumps(error.value))
+    assert str(again) == str(error.value)
+    for name in ("status", "t", "step", "loss", "path"):
+        assert getattr(again, name) == getattr(error.value, name)
+    assert np.array_equal(again.dataset.theta, error.value.dataset.theta)

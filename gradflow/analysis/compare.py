@@ -53,19 +53,26 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
             raise InvalidTypeError(
                 f"Expected {name} as an xarray.Dataset, got {type(run).__name__}. Open a file with gradflow.open_run."
             )
-        if "time" not in run.coords:
-            raise InvalidInputError(f"Expected {name} as a run of gradflow: it has no time coordinate.")
+        if "time" not in run.dims or "time" not in run.coords or "train_loss" not in run:
+            raise InvalidInputError(f"Expected {name} as a run of gradflow, with train_loss over time.")
     _check_comparable(a, b)
-    what = _common_state(a, b)
-    x, y = _states(a, what), _states(b, what)
+    pairs = {what: (_states(a, what), _states(b, what)) for what in _common_states(a, b)}
+    matched = {what: _matching(x.time.values, y.time.values) for what, (x, y) in pairs.items()}
+    # θ is exact, projections are not; but θ may have been recorded at hardly any time that both have.
+    what = max(pairs, key=lambda w: (len(matched[w][0]) > 1, w == "theta"))
+    x, y = pairs[what]
     path = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(y.values, axis=0), axis=1))])
     length = xr.DataArray(path, coords={"time": y.time.values}, dims="time")
-    if interp:
-        times = x.time.values[(x.time.values >= y.time.values[0]) & (x.time.values <= y.time.values[-1])]
-        at_a, at_b = x.sel(time=times), y.interp(time=times)
-        length = length.interp(time=times)
+    if interp and len(y) > 1:
+        tolerance = _tolerance(x.time.values, y.time.values)
+        first, last = y.time.values[[0, -1]]
+        times = x.time.values[(x.time.values >= first - tolerance) & (x.time.values <= last + tolerance)]
+        if not len(times):
+            raise InvalidInputError("The runs have no time in common.")
+        within = np.clip(times, first, last)
+        at_a, at_b, length = x.sel(time=times), y.interp(time=within), length.interp(time=within)
     else:
-        i, j = _matching(x.time.values, y.time.values)
+        i, j = matched[what]
         times, at_a, at_b, length = x.time.values[i], x[i], y[j], length[j]
     if not len(times):
         raise InvalidInputError(
@@ -125,9 +132,13 @@ def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:
         raise InvalidInputError(f"The runs have different numbers of parameters, {p} and {q}.")
 
 
-def _common_state(a: xr.Dataset, b: xr.Dataset) -> str:
-    if "theta" in a and "theta" in b:
-        return "theta"
+def _common_states(a: xr.Dataset, b: xr.Dataset) -> list[str]:
+    """Give which of θ and its projection both runs have; projections count if their matrix is the same."""
+    has_theta = "theta" in a and "theta" in b
+    if has_theta and not _projected_alike(a, b):
+        return ["theta"]
+    if has_theta:
+        return ["theta", "projection"]
     if "projection" not in a or "projection" not in b:
         raise InvalidInputError(
             "The runs have no state in common: record both with params_every=…, or with the same n_projections."
@@ -142,7 +153,17 @@ def _common_state(a: xr.Dataset, b: xr.Dataset) -> str:
         raise InvalidInputError(
             f"The runs have {a.sizes['proj']} and {b.sizes['proj']} projections. Record both with one n_projections."
         )
-    return "projection"
+    return ["projection"]
+
+
+def _projected_alike(a: xr.Dataset, b: xr.Dataset) -> bool:
+    names = ("projection_kind", "projection_seed")
+    return (
+        "projection" in a
+        and "projection" in b
+        and all(a.attrs.get(name) == b.attrs.get(name) for name in names)
+        and a.sizes["proj"] == b.sizes["proj"]
+    )
 
 
 def _states(run: xr.Dataset, what: str) -> xr.DataArray:
@@ -155,17 +176,22 @@ def _states(run: xr.Dataset, what: str) -> xr.DataArray:
 
 def _matching(s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Give the indices of times that are equal to 1e-9 of the largest."""
-    tolerance = 1e-9 * max(abs(s).max(initial=0.0), abs(t).max(initial=0.0))
+    tolerance = _tolerance(s, t)
     j = np.clip(np.searchsorted(t, s - tolerance), 0, len(t) - 1)
     i = np.flatnonzero(np.abs(t[j] - s) <= tolerance)
     return i, j[i]
 
 
+def _tolerance(s: np.ndarray, t: np.ndarray) -> float:
+    return float(1e-9 * max(abs(s).max(initial=0.0), abs(t).max(initial=0.0)))
+
+
 def _at(series: xr.DataArray, times: np.ndarray, interp: bool) -> xr.DataArray:
     coords: list[Hashable] = [c for c in series.coords if c != "time"]
     series = series.drop_vars(coords).dropna("time").drop_duplicates("time", keep="last")
-    if interp:
-        return series.interp(time=times)
+    if interp and len(series) > 1:
+        first, last = series.time.values[[0, -1]]
+        return series.interp(time=np.clip(times, first, last)).assign_coords(time=times)
     tolerance = 1e-9 * float(np.abs(times).max(initial=0.0))
     return series.reindex(time=times, method="nearest", tolerance=tolerance)
 

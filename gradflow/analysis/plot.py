@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradflow.analysis.compare import compare
+from gradflow.errors import InvalidTypeError
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 
 
 def train_loss(runs: Runs, ax: Axes | None = None) -> Axes:
-    """Plot the training loss over time, on a logarithmic axis.
+    """Plot the training loss over time, on a logarithmic axis if it is positive.
 
     Parameters
     ----------
@@ -28,7 +29,8 @@ def train_loss(runs: Runs, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     for label, run in _named(runs).items():
         _line(ax, run.train_loss, label)
-    ax.set(xlabel="time t", ylabel="training loss", yscale="log")
+    positive = all((np.asarray(line.get_ydata(), float) > 0).all() for line in ax.lines)
+    ax.set(xlabel="time t", ylabel="training loss", yscale="log" if positive else "linear")
     return _legend(ax)
 
 
@@ -50,7 +52,8 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     for threshold, color in thresholds.items():
         ax.axhline(threshold, color=color, linestyle="--", linewidth=1, label=f"2/η = {threshold:.4g}")
     ax.set(xlabel="time t", ylabel="sharpness λ₁")
-    ax.set_ylim(bottom=0)
+    if all((np.asarray(line.get_ydata(), float) >= 0).all() for line in ax.lines):
+        ax.set_ylim(bottom=0)
     return _legend(ax)
 
 
@@ -98,6 +101,10 @@ def _axes(ax: Axes | None) -> Axes:
 
 
 def _named(runs: Runs) -> Mapping[str, xr.Dataset]:
+    if not isinstance(runs, xr.Dataset | Mapping):
+        raise InvalidTypeError(
+            f"Expected a run, or a mapping of names to runs, got {type(runs).__name__}. Give each a name: {{'gd': gd}}."
+        )
     return {str(runs.attrs.get("method", "run")): runs} if isinstance(runs, xr.Dataset) else runs
 
 

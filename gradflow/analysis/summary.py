@@ -6,6 +6,7 @@ import numpy as np
 import xarray as xr
 
 from gradflow.analysis.compare import crossing_time
+from gradflow.errors import InvalidInputError
 
 
 def summary(run: xr.Dataset) -> dict[str, str | float | int]:
@@ -29,6 +30,8 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
     >>> summary(ds)["n_steps"]
     3
     """
+    if "time" not in run.dims or "train_loss" not in run:
+        raise InvalidInputError("Expected a run of gradflow, with train_loss over time.")
     end = run.isel(time=-1)
     result: dict[str, str | float | int] = {
         "method": str(run.attrs.get("method", "")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -16,10 +17,10 @@ import xarray as xr
 from gradflow import problems
 from gradflow.analysis import compare, summary
 from gradflow.api import integrate
-from gradflow.cli.options import integrate_options, method_options, options
+from gradflow.cli.options import flag, integrate_options, method_options, options
 from gradflow.errors import GradflowError, IntegrationWarning
 from gradflow.integrators import METHODS
-from gradflow.record import open_run
+from gradflow.record import check_output, open_run, write_atomically
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
@@ -85,7 +86,7 @@ def run(
                 **rest,
             )
     except GradflowError as error:
-        raise click.ClickException(str(error)) from error
+        raise _failure(error) from error
     _print_summary(record)
     if rest["out"] is not None:
         click.echo(f"recorded in {rest['out']}")
@@ -105,11 +106,13 @@ def run(
 def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: bool) -> None:
     """Print how far the recorded runs A and B are apart over time, relative to the path length of B."""
     try:
-        if out is not None and out.exists() and not overwrite:
-            raise click.ClickException(f"{out} exists. Pass --overwrite to replace it.")
+        if out is not None:
+            if out.resolve() in {a.resolve(), b.resolve()}:
+                raise click.ClickException(f"--out is one of the runs, {out}. Choose another name.")
+            check_output(out.absolute(), overwrite=overwrite)
         result = compare(open_run(a), open_run(b), interp=interp)
     except (GradflowError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise _failure(error) from error
     click.echo(
         f"a: {result.attrs['a']}   b: {result.attrs['b']}   distance from: {result.attrs['distance_from']}"
     )
@@ -126,7 +129,7 @@ def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: b
         if np.isfinite(crossing):
             click.echo(f"λ₁ of {name} first above 2/η at t = {crossing:.6g}")
     if out is not None:
-        result.to_netcdf(out, engine="netcdf4")
+        write_atomically(out, lambda target: result.to_netcdf(target, engine="netcdf4"))
         click.echo(f"written to {out}")
 
 
@@ -137,7 +140,7 @@ def info(file: Path) -> None:
     try:
         record = open_run(file)
     except (GradflowError, OSError) as error:
-        raise click.ClickException(str(error)) from error
+        raise _failure(error) from error
     if "gradflow_config" not in record.attrs:
         raise click.ClickException(f"{file} wasn't written by gradflow: it has no gradflow_config.")
     _print_summary(record)
@@ -152,6 +155,11 @@ def info(file: Path) -> None:
     for name, value in record.attrs.items():
         if name != "gradflow_config":
             click.echo(f"  {name}: {value}")
+
+
+def _failure(error: Exception) -> click.ClickException:
+    """Make an error of the library one of the command line: keywords become flags."""
+    return click.ClickException(re.sub(r"\b([a-z]\w*)=(True|…)", lambda m: flag(m[1]), str(error)))
 
 
 def _print_summary(record: xr.Dataset) -> None:

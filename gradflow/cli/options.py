@@ -23,14 +23,14 @@ NOT_OPTIONS = {"loss", "params", "test", "callback", "method", "method_options",
 _CADENCES = {"save_every", "eigs_every", "projections_every", "params_every"}
 
 
-class Cadence(click.ParamType[float]):
+class Cadence(click.ParamType[Any]):
     """A cadence: ``0.5`` is time, ``10steps`` is steps."""
 
     name = "time|Nsteps"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read a cadence."""
-        if isinstance(value, int | float):
+        if not isinstance(value, str):
             return value
         try:
             if match := re.fullmatch(r"(\d+)\s*steps?", value):
@@ -126,13 +126,17 @@ def options(make: Callable[[], Iterator[click.Option]]) -> Callable[[click.Comma
     return decorate
 
 
+def flag(name: str) -> str:
+    """Give the flag of a keyword: save_every is --save-every."""
+    return "--" + name.replace("_", "-")
+
+
 def _option(name: str, hint: Any, default: Any, doc: str) -> click.Option:
-    flag = "--" + name.replace("_", "-")
     kinds = [k for k in _members(hint) if k is not type(None)]
     common: dict[str, Any] = {"help": doc, "default": default, "show_default": default is not None}
     if bool in kinds:
-        return click.Option([f"{flag}/--no-{flag[2:]}"], **common)
-    return click.Option([flag], type=_type(name, kinds), **common)
+        return click.Option([f"{flag(name)}/{flag('no_' + name)}"], **common)
+    return click.Option([flag(name)], type=_type(name, kinds), **common)
 
 
 def _type(name: str, kinds: list[Any]) -> Any:

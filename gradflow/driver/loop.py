@@ -59,6 +59,9 @@ class Recorder(Protocol):
     def append(self, record: dict[str, Any]) -> None:
         """Keep a record."""
 
+    def amend(self, values: dict[str, Any]) -> None:
+        """Add values to the record that was kept last."""
+
     def sync(self, state: Callable[[], dict[str, Any]]) -> None:
         """Bring records, and the state of the run, to safety if it is time to; called after every step."""
 
@@ -132,7 +135,7 @@ class _Run:
         self.ends = ends
         self.started = time.perf_counter()
         self.report: StepReport | None = None
-        self.last_recorded = -1.0
+        self.last_recorded: tuple[float, frozenset[str]] = (-1.0, frozenset())
 
     @property
     def elapsed(self) -> float:
@@ -178,11 +181,20 @@ class _Run:
         if reached and moment.point is not None:
             record |= self.recorder.measure(moment, self.schedule.groups - due)
         self.recorder.append(record)
-        self.last_recorded = moment.t
+        self.last_recorded = moment.t, due
         return bool(reached)
 
-    def target(self, tol: float) -> float:
+    def complete(self) -> None:
+        """Make the present state, with all quantities, the last record."""
+        t, due = self.last_recorded
+        if t != self.stepper.t:
+            self.record(self.moment(), self.schedule.groups)
+        elif due != self.schedule.groups:
+            self.recorder.amend(self.recorder.measure(self.moment(), self.schedule.groups - due))
+
+    def target(self) -> float:
         """Give the time that the next step must not step over."""
+        tol = _tolerance(self.stepper.t, 0.0 if self.report is None else self.report.dt)
         t_max = math.inf if self.ends.t_max is None else self.ends.t_max
         if self.stepper.integrator.interpolates:
             return t_max
@@ -191,14 +203,15 @@ class _Run:
     def step(self) -> Status | None:
         """Take a step, record what is due, and give the run's end if this is it."""
         t0 = self.stepper.t
-        tol = 1e-9 * self.report.dt if self.report is not None else 0.0
-        report = self.report = self.stepper.advance(self.target(tol))
+        report = self.report = self.stepper.advance(self.target())
         status = self.ends.reached(self.stepper, self.elapsed)
         if self.ends.callback is not None and self.ends.callback(report) and status is None:
             status = Status.STOPPED_BY_CALLBACK
         status = agree(status)
         interpolates = self.stepper.integrator.interpolates
-        due = self.schedule.due(t0, report.t, report.step, 1e-9 * report.dt, at_end=not interpolates)
+        due = self.schedule.due(
+            t0, report.t, report.step, _tolerance(report.t, report.dt), at_end=not interpolates
+        )
         if status is not None:
             due = [each for each in due if each[0] != report.t] + [(report.t, self.schedule.groups)]
         for t, groups in due:
@@ -232,21 +245,28 @@ def run(
     Outcome
     """
     this = _Run(stepper, schedule, recorder, ends)
-    status = ends.reached(stepper, 0.0)
     try:
+        status = ends.reached(stepper, 0.0)
         if this.record(this.moment(), schedule.groups) and status is None:
             status = Status.REACHED_ACCURACY_GOAL
         with Progress(progress, ends.t_max, ends.max_steps) as bar:
             while status is None:
-                status = this.step()
+                try:
+                    status = this.step()
+                except NumericalFailure as failure:
+                    this.complete()
+                    return Outcome(
+                        failure.status, f"{failure.status.advice} What happened: {failure.detail}."
+                    )
                 if this.report is not None:
                     bar.update(this.report)
                 recorder.sync(stepper.state_dict)
-    except NumericalFailure as failure:
-        if this.last_recorded != stepper.t:
-            this.record(this.moment(), schedule.groups)
-        return Outcome(failure.status, f"{failure.status.advice} What happened: {failure.detail}.")
     except BaseException:
         recorder.flush()
         raise
     return Outcome(status, status.advice)
+
+
+def _tolerance(t: float, dt: float) -> float:
+    """Give how close two times must be to be the same: 1e-9 of a step, and no less than rounding."""
+    return max(1e-9 * dt, 8 * math.ulp(t))

@@ -2,34 +2,32 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.integrators.base import check_count, check_number
 
 
-class steps(int):
+@dataclass(frozen=True)
+class steps:
     """A cadence in steps: ``save_every=gradflow.steps(10)`` records every tenth step.
 
     Examples
     --------
     >>> steps(10)
-    steps(10)
+    steps(n=10)
     """
 
-    def __new__(cls, n: int) -> steps:
-        """Check that it is a positive int."""
-        if isinstance(n, bool) or not isinstance(n, int):
-            raise InvalidTypeError(f"Expected a number of steps as an int, got {type(n).__name__} {n!r}.")
-        if n < 1:
-            raise InvalidInputError(f"Expected at least 1 step, got {n}.")
-        return super().__new__(cls, n)
+    n: int
 
-    def __repr__(self) -> str:
-        return f"steps({int(self)})"
+    def __post_init__(self) -> None:
+        check_count("the number of steps", self.n, least=1)
 
 
 class Cadence(Protocol):
@@ -50,7 +48,10 @@ class EveryTime:
 
     def next_after(self, t: float) -> float:
         """Give the next multiple of dt, computed and not summed."""
-        k = math.floor(t / self.dt)
+        ratio = t / self.dt
+        if not ratio < 2**52:  # multiples are closer together than times can be
+            return math.nextafter(t, math.inf)
+        k = math.floor(ratio)
         while k * self.dt <= t:
             k += 1
         return k * self.dt
@@ -68,7 +69,8 @@ class AtTimes:
 
     def next_after(self, t: float) -> float:
         """Give the next of them."""
-        return next((time for time in self.times if time > t), math.inf)
+        i = bisect.bisect_right(self.times, t)
+        return self.times[i] if i < len(self.times) else math.inf
 
     def due_at_step(self, step: int) -> bool:
         """No step is named."""
@@ -91,28 +93,36 @@ class EverySteps:
 
 
 def cadence(name: str, value: object) -> Cadence:
-    """Read a cadence as a user gives it: a float is time, :class:`steps` is steps."""
+    """Read a cadence as a user gives it: a number is time, :class:`steps` is steps."""
     if isinstance(value, steps):
-        return EverySteps(int(value))
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        return EverySteps(int(value.n))
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(
             f"Expected {name} as a time (a number) or gradflow.steps(n), got {type(value).__name__} {value!r}."
         )
-    if not (value > 0 and math.isfinite(value)):
-        raise InvalidInputError(f"Expected {name} > 0 and finite, got {value}.")
+    check_number(name, value, above=0)
     return EveryTime(float(value))
 
 
-def at_times(name: str, values: Sequence[float], t_max: float | None) -> AtTimes:
+def at_times(name: str, values: Iterable[float], t_max: float | None) -> AtTimes:
     """Read times given one by one."""
+    given: object = values
     try:
+        if isinstance(given, str):
+            raise TypeError
         times = tuple(float(value) for value in values)
-    except (TypeError, ValueError) as error:
-        raise InvalidTypeError(f"Expected {name} as a sequence of times, got {values!r}.") from error
-    if any(not (math.isfinite(t) and t >= 0) for t in times):
-        raise InvalidInputError(f"Expected {name} to hold finite times ≥ 0, got {list(times)}.")
-    if any(b <= a for a, b in pairwise(times)):
-        raise InvalidInputError(f"Expected {name} to increase strictly, got {list(times)}. Sort it.")
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidTypeError(
+            f"Expected {name} as a sequence of times, got {type(values).__name__} {str(values)[:60]}."
+        ) from error
+    for t in times:
+        if not 0 <= t < math.inf:
+            raise InvalidInputError(f"Expected {name} to hold finite times ≥ 0, got {t}.")
+    for before, after in pairwise(times):
+        if after <= before:
+            raise InvalidInputError(
+                f"Expected {name} to increase strictly, got {before} before {after}. Sort it."
+            )
     if t_max is not None and times and times[-1] > t_max * (1 + 1e-9):
         raise InvalidInputError(f"Expected {name} within t_max = {t_max}, got {times[-1]}.")
     return AtTimes(times)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
@@ -22,8 +22,22 @@ METHODS: dict[str, type[Integrator]] = {
 }
 
 
-def make_integrator(method: str | Integrator, options: Mapping[str, Any]) -> Integrator:
+def make_integrator(
+    method: str | Integrator, options: Mapping[str, Any], also: Iterable[str] = ()
+) -> Integrator:
     """Make the integrator of a name with its options; an instance is returned as it is.
+
+    Parameters
+    ----------
+    method : str or Integrator
+    options : mapping
+        By name.
+    also : iterable of str
+        Keywords of the caller's, to suggest where an unknown option looks like one of them.
+
+    Returns
+    -------
+    Integrator
 
     Raises
     ------
@@ -37,6 +51,9 @@ def make_integrator(method: str | Integrator, options: Mapping[str, Any]) -> Int
                 "Pass them to its class."
             )
         return method
+    given: object = method
+    if isinstance(given, type) and issubclass(given, Integrator):
+        raise InvalidTypeError(f"Expected an integrator as an instance, got the class: {given.__name__}(…).")
     if not isinstance(method, str):
         raise InvalidTypeError(f"Expected method as a name or an integrator, got {type(method).__name__}.")
     if method not in METHODS:
@@ -45,7 +62,9 @@ def make_integrator(method: str | Integrator, options: Mapping[str, Any]) -> Int
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in options:
         if name not in fields:
-            raise UnknownOptionError(f"Method {method!r} has no option {name!r}; {suggest(name, fields)}")
+            raise UnknownOptionError(
+                f"Method {method!r} has no option {name!r}; {suggest(name, fields, also)}"
+            )
     required = [n for n, field in fields.items() if field.default is dataclasses.MISSING and n not in options]
     if required:
         raise InvalidTypeError(f"Method {method!r} needs {', '.join(required)}: pass {required[0]}=…")

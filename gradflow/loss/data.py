@@ -87,7 +87,8 @@ class ChunkedData:
                 "Expected a map-style data set with __len__ and __getitem__, got "
                 f"{type(dataset).__name__}. Collect a stream into a torch.utils.data.TensorDataset."
             )
-        if isinstance(dataset, list | tuple) and any(isinstance(item, Tensor) for item in dataset):
+        given: object = dataset
+        if isinstance(given, list | tuple) and any(isinstance(item, Tensor) for item in given):
             raise InvalidTypeError(
                 "Expected a data set of (inputs…, target) items, got a sequence of tensors. Wrap it: "
                 "torch.utils.data.TensorDataset(*tensors)."

@@ -66,6 +66,8 @@ def load(
     if dtype not in {torch.float32, torch.float64}:
         raise InvalidTypeError(f"Expected dtype float32 or float64, got {dtype}.")
     device = _device(device)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidInputError(f"Expected seed as an int in [0, 2⁶³), got {seed!r}.")
     data = load_data(dataset)
     if loss == "ce" and data.n_classes is None:
         raise InvalidInputError(f"The loss ce needs classes; {dataset} has values for targets. Use mse.")
@@ -96,6 +98,8 @@ def _device(name: torch.device | str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InvalidInputError(f"No device {name!r}; expected cpu, cuda, or cuda:N.") from error
+    if device.type == "meta":
+        raise InvalidInputError("The meta device holds no numbers; expected cpu, cuda, or cuda:N.")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InvalidInputError(
             "CUDA isn't available: torch sees no GPU, or is a build for the CPU. Use cpu."

@@ -2,7 +2,7 @@
 
 from gradflow.record.provenance import check_attributes, provenance
 from gradflow.record.reading import open_run
-from gradflow.record.run_record import FileRecord, MemoryRecord
+from gradflow.record.run_record import FileRecord, MemoryRecord, check_output, write_atomically
 from gradflow.record.schema import VARIABLES, Layout, Variable
 
 __all__ = [
@@ -12,6 +12,8 @@ __all__ = [
     "MemoryRecord",
     "Variable",
     "check_attributes",
+    "check_output",
     "open_run",
     "provenance",
+    "write_atomically",
 ]

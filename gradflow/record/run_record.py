@@ -7,7 +7,12 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # no such locks on this system
+    fcntl = None  # type: ignore[assignment]
 
 import netCDF4
 import numpy as np
@@ -39,11 +44,18 @@ class MemoryRecord:
         """Keep a record."""
         self._records.append(record)
 
+    def amend(self, values: dict[str, Any]) -> None:
+        """Add values to the last record."""
+        self._records[-1] |= values
+
     def sync(self, state: Callable[[], dict[str, Any]]) -> None:
         """Nothing to bring to safety: memory is lost with the process."""
 
     def flush(self) -> None:
         """Nothing to bring to safety."""
+
+    def abandon(self) -> None:
+        """Nothing to give up."""
 
     def finish(self, static: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> xr.Dataset:
         """Give all records as a dataset."""
@@ -95,10 +107,29 @@ class FileRecord:
         self._attrs = dict(attrs)
         self._static = dict(static)
         self._records: list[dict[str, Any]] = []
+        self._written: list[dict[str, Any]] = []  # those of the last segment
         self._n_segments = self._n_checkpoints = 0
         self._sync_every = sync_every
         self._checkpoint_every = checkpoint_every
         self._synced = self._checkpointed = time.monotonic()
+        self._lock = self._take(overwrite)
+
+    def _take(self, overwrite: bool) -> IO[str]:
+        """Make the directory of segments, and hold its lock until the run ends or its process dies."""
+        lock = self.partial / "lock"
+        try:
+            if self.partial.exists() and overwrite:
+                with lock.open("a") as old:
+                    _hold(old)
+                    shutil.rmtree(self.partial)
+            self.partial.mkdir()
+            held = lock.open("w")
+            _hold(held)
+        except (BlockingIOError, FileExistsError) as error:
+            raise OutputExistsError(
+                f"Another run is writing to {self.path}. Wait for its end, or choose another name."
+            ) from error
+        return held
 
     def append(self, record: dict[str, Any]) -> None:
         """Keep a record, and write a segment if it is time to."""
@@ -110,16 +141,29 @@ class FileRecord:
         """Write the records that are not on disk yet."""
         if not self._records:
             return
-        if self._n_segments == 0:  # nothing is touched before there is a record
-            shutil.rmtree(self.partial, ignore_errors=True)
-            self.partial.mkdir()
-        static = self._static if self._n_segments == 0 else {}
-        segment = self._layout.dataset(self._records, static, self._attrs | {"status": "running"})
-        name = self.partial / f"segment-{self._n_segments:06d}.nc"
-        write_atomically(name, lambda target: _write(segment, target))
-        self._records.clear()
+        self._write_segment(self._n_segments, self._records)
+        self._written, self._records = self._records, []
         self._n_segments += 1
         self._synced = time.monotonic()
+
+    def amend(self, values: dict[str, Any]) -> None:
+        """Add values to the last record, on disk if it is there already."""
+        if self._records:
+            self._records[-1] |= values
+        else:
+            self._written[-1] |= values
+            self._write_segment(self._n_segments - 1, self._written)
+
+    def abandon(self) -> None:
+        """Give up: what was written stays for open_run; if nothing was, nothing stays."""
+        self._lock.close()
+        if self._n_segments == 0:
+            shutil.rmtree(self.partial)
+
+    def _write_segment(self, number: int, records: list[dict[str, Any]]) -> None:
+        static = self._static if number == 0 else {}
+        segment = self._layout.dataset(records, static, self._attrs | {"status": "running"})
+        write_atomically(self.partial / f"segment-{number:06d}.nc", lambda target: _write(segment, target))
 
     def sync(self, state: Callable[[], dict[str, Any]]) -> None:
         """Write the records, and the state of the run, that are due; the last two states are kept."""
@@ -146,7 +190,14 @@ class FileRecord:
         os.replace(merged, self.path)
         _fsync(self.path.parent)
         shutil.rmtree(self.partial)
+        self._lock.close()
         return xr.open_dataset(self.path, engine="netcdf4")
+
+
+def _hold(file: IO[str]) -> None:
+    """Lock a file for this process, which loses the lock when it ends, however it ends."""
+    if fcntl is not None:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
