@@ -1,0 +1,163 @@
+"""From the arguments of integrate() and solver() to checked parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradflow.driver import Cadence, Ends, EverySteps, EveryTime, StepReport, at_times, cadence, steps
+from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
+from gradflow.integrators import Integrator, make_integrator
+from gradflow.integrators.base import check_count, check_number
+from gradflow.loss import LossFunction
+
+#: θ is recorded along the way by default up to this many parameters.
+SMALL = 1000
+#: Records of a flow by default.
+N_RECORDS = 200
+
+Loss = LossFunction | Callable[[Tensor], Tensor]
+
+
+def as_loss(loss: object) -> LossFunction:
+    """Take a loss, or make one of a callable."""
+    if isinstance(loss, LossFunction):
+        return loss
+    if isinstance(loss, torch.nn.Module) or not callable(loss):
+        raise InvalidTypeError(
+            f"Expected loss as a gradflow.LossFunction or a callable θ -> scalar, got {type(loss).__name__}. "
+            "LossFunction(dataset, criterion, net) makes one of a network."
+        )
+    return LossFunction.from_callable(loss)
+
+
+def initial_theta(loss: LossFunction, params: Tensor | None) -> Tensor:
+    """Check θ₀ and take a copy of it, so that the caller may go on with theirs."""
+    theta = loss.parameters() if params is None else params
+    loss.check_theta(theta)
+    return theta.detach().clone()
+
+
+def make_method(
+    method: str | Integrator,
+    method_options: Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    loss: LossFunction,
+    also: Iterable[str] = (),
+) -> Integrator:
+    """Make the integrator, with the options whose defaults depend on the loss filled in."""
+    if method_options is not None and not isinstance(method_options, Mapping):
+        raise InvalidTypeError(f"Expected method_options as a mapping, got {type(method_options).__name__}.")
+    twice = sorted(set(options) & set(method_options or {}))
+    if twice:
+        raise UnknownOptionError(
+            f"Options given twice, as keywords and in method_options: {', '.join(twice)}."
+        )
+    return make_integrator(method, {**options, **(method_options or {})}, also).resolve(loss)
+
+
+def make_cadences(
+    integrator: Integrator,
+    *,
+    t_max: float | None,
+    max_steps: int | None,
+    save_every: float | steps | None,
+    save_at: Sequence[float] | None,
+    eigs_every: float | steps | None,
+    projections_every: float | steps | None,
+    params_every: float | steps | None,
+    with_eigs: bool,
+    with_projections: bool,
+    with_params: bool,
+) -> dict[str, list[Cadence]]:
+    """Give when each group of quantities is due."""
+    if t_max is not None:
+        check_number("t_max", t_max, above=0)
+    saves: list[Cadence] = []
+    if save_at is not None:
+        saves.append(at_times("save_at", save_at, t_max))
+    if save_every is not None:
+        saves.append(cadence("save_every", save_every))
+    if not saves:
+        if integrator.discrete:
+            saves.append(EverySteps(1))
+        elif t_max is not None:
+            saves.append(EveryTime(t_max / N_RECORDS))
+        else:
+            saves.append(EverySteps(max(1, (max_steps or 1) // N_RECORDS)))
+    groups = {"scalars": saves}
+    for group, name, every, wanted in (
+        ("eigenvalues", "eigs_every", eigs_every, with_eigs),
+        ("projections", "projections_every", projections_every, with_projections),
+        ("params", "params_every", params_every, with_params),
+    ):
+        if wanted:
+            groups[group] = saves if every is None else [cadence(name, every)]
+        elif every is not None:
+            raise InvalidInputError(
+                f"{name} has nothing to measure: give n_{name.removesuffix('_every')} ≥ 1."
+            )
+    return groups
+
+
+def check_measurements(
+    theta: Tensor,
+    n_eigs: int,
+    eigs_tol: float,
+    n_projections: int,
+    projection_seed: int,
+    test: LossFunction | None,
+) -> None:
+    """Check what is to be measured."""
+    check_count("n_eigs", n_eigs)
+    if n_eigs > theta.numel():
+        raise InvalidInputError(f"Expected n_eigs ≤ P = {theta.numel()}, got {n_eigs}.")
+    check_number("eigs_tol", eigs_tol, above=0)
+    check_count("n_projections", n_projections)
+    check_count("projection_seed", projection_seed)
+    if projection_seed >= 2**64:
+        raise InvalidInputError(f"Expected projection_seed < 2⁶⁴, got {projection_seed}.")
+    if test is not None:
+        if not isinstance(test, LossFunction):
+            raise InvalidTypeError(f"Expected test as a LossFunction, got {type(test).__name__}.")
+        test.check_theta(theta)
+
+
+def make_ends(
+    loss: LossFunction,
+    t_max: float | None,
+    max_steps: int | None,
+    max_wall_time: float | None,
+    loss_goal: float | None,
+    acc_goal: float | None,
+    callback: Callable[[StepReport], Any] | None,
+) -> Ends:
+    """Check when the run is to end."""
+    if max_steps is not None:
+        check_count("max_steps", max_steps, least=1)
+    if max_wall_time is not None:
+        check_number("max_wall_time", max_wall_time, above=0)
+    if loss_goal is not None:
+        check_number("loss_goal", loss_goal)
+    if acc_goal is not None:
+        check_number("acc_goal", acc_goal, above=0)
+        if acc_goal > 1:
+            raise InvalidInputError(f"Expected acc_goal as a fraction, at most 1, got {acc_goal}.")
+        if not loss.classifies:
+            raise InvalidInputError("acc_goal needs a loss whose targets are classes.")
+    if callback is not None and not callable(callback):
+        raise InvalidTypeError(f"Expected callback as a callable, got {type(callback).__name__}.")
+    if (
+        t_max is None
+        and max_steps is None
+        and max_wall_time is None
+        and loss_goal is None
+        and acc_goal is None
+    ):
+        raise InvalidInputError(
+            "The run has no end: give t_max, or max_steps, max_wall_time, loss_goal or acc_goal."
+        )
+    return Ends(t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)

@@ -1,0 +1,113 @@
+"""solver(): step a method by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from gradflow.api.arguments import Loss, as_loss, initial_theta, make_method
+from gradflow.driver import NumericalFailure, Stepper, StepReport
+from gradflow.errors import IntegrationError
+from gradflow.integrators import Flow, Integrator
+from gradflow.loss import LossFunction
+
+
+class Solver:
+    """A method stepped by hand, made by :func:`solver`.
+
+    Attributes
+    ----------
+    integrator : Integrator
+        With its options resolved.
+    """
+
+    def __init__(
+        self, integrator: Integrator, loss: LossFunction, theta: Tensor, *, gradient: bool, eigenvectors: bool
+    ) -> None:
+        self.integrator = integrator
+        self._stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
+        self._gradient = gradient
+        self._eigenvectors = eigenvectors
+
+    @property
+    def params(self) -> Tensor:
+        """A copy of the present θ, shape (P,)."""
+        return self._stepper.point.theta.clone()
+
+    @property
+    def loss(self) -> float:
+        """The loss at the present θ."""
+        return self._stepper.point.loss
+
+    @property
+    def t(self) -> float:
+        """The present time."""
+        return self._stepper.t
+
+    def step(self) -> StepReport:
+        """Take one accepted step.
+
+        Returns
+        -------
+        StepReport
+
+        Raises
+        ------
+        IntegrationError
+            If there is no good state to step to; the present one stays.
+        """
+        stepper = self._stepper
+        try:
+            return stepper.advance(with_gradient=self._gradient, with_eigenvectors=self._eigenvectors)
+        except NumericalFailure as failure:
+            raise IntegrationError(
+                f"{failure.status.advice} What happened: {failure.detail}.",
+                status=failure.status.code,
+                t=stepper.t,
+                step=stepper.n_steps,
+                loss=stepper.point.loss,
+            ) from failure
+
+
+def solver(
+    method: str | Integrator,
+    loss: Loss,
+    params: Tensor | None = None,
+    *,
+    report_gradient: bool = False,
+    report_eigenvectors: bool = False,
+    method_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Solver:
+    """Make a method that is stepped by hand.
+
+    Parameters
+    ----------
+    method : str or Integrator
+    loss : LossFunction or callable
+    params : Tensor, shape (P,), optional
+        θ₀, never changed. Default: the net's present weights.
+    report_gradient, report_eigenvectors : bool, default False
+        Put the gradient before the step, and the eigenvectors that it used, into the reports.
+    method_options : mapping, optional
+    **options
+        Options of the method.
+
+    Returns
+    -------
+    Solver
+        ``solver.step()`` steps and returns a :class:`StepReport`; ``solver.params`` is the present θ.
+
+    Examples
+    --------
+    >>> import torch, gradflow
+    >>> by_hand = gradflow.solver("gd", lambda x: 0.5 * (x**2).sum(), torch.ones(2), lr=0.5)
+    >>> by_hand.step().loss, by_hand.params
+    (1.0, tensor([0.5000, 0.5000]))
+    """
+    loss = as_loss(loss)
+    theta = initial_theta(loss, params)
+    integrator = make_method(method, method_options, options, loss)
+    return Solver(integrator, loss, theta, gradient=report_gradient, eigenvectors=report_eigenvectors)

@@ -1,0 +1,121 @@
+"""What a run is made of beside its driver: observers, record, and what the file says of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradflow.driver import Outcome, Stepper
+from gradflow.integrators import Flow, Integrator
+from gradflow.loss import LossFunction
+from gradflow.observe import Observer, Observers, Parameters, Projections, RandomProjection, Scalars, Spectrum
+from gradflow.record import FileRecord, Layout, MemoryRecord
+
+
+def make_observers(
+    loss: LossFunction,
+    test: LossFunction | None,
+    groups: Iterable[str],
+    n_eigs: int,
+    eigs_tol: float,
+    projection: RandomProjection | None,
+) -> Observers:
+    """Make what measures the groups of quantities."""
+    flow = Flow(loss)
+    observers: list[Observer] = [Scalars(loss, test)]
+    if n_eigs:
+        observers.append(Spectrum(flow, n_eigs, eigs_tol))
+    if projection is not None:
+        observers.append(Projections(projection))
+    if "params" in groups:
+        observers.append(Parameters())
+    return Observers(flow, observers)
+
+
+def make_record(
+    out: str | os.PathLike[str] | None,
+    theta: Tensor,
+    groups: Iterable[str],
+    n_eigs: int,
+    n_projections: int,
+    attrs: Mapping[str, Any],
+    overwrite: bool,
+    sync_every: float,
+    checkpoint_every: float,
+) -> MemoryRecord | FileRecord:
+    """Make what keeps the records."""
+    optional = {
+        "eigenvalue": "eigenvalues",
+        "eigenvalue_residual": "eigenvalues",
+        "projection": "projections",
+        "theta": "params",
+    }
+    layout = Layout(
+        sizes={"eig": n_eigs, "proj": n_projections, "param": theta.numel()},
+        optional=frozenset(v for v, g in optional.items() if g in set(groups)) | {"params", "params_initial"},
+        theta_dtype=str(theta.dtype).removeprefix("torch."),
+    )
+    if out is None:
+        return MemoryRecord(layout, attrs)
+    return FileRecord(
+        out,
+        layout,
+        attrs,
+        {"params_initial": to_numpy(theta)},
+        overwrite=overwrite,
+        sync_every=sync_every,
+        checkpoint_every=checkpoint_every,
+    )
+
+
+class Recorder:
+    """Observers and a record, as the driver wants them."""
+
+    def __init__(self, observers: Observers, record: MemoryRecord | FileRecord) -> None:
+        self.measure = observers.measure
+        self.append = record.append
+        self.amend = record.amend
+        self.sync = record.sync
+        self.flush = record.flush
+
+
+def run_attributes(
+    integrator: Integrator, theta: Tensor, projection: RandomProjection | None
+) -> dict[str, Any]:
+    """Give the attributes of a run that are known at its start."""
+    lr = getattr(integrator, "lr", None)
+    return {
+        "method": integrator.name,
+        "time_definition": "flow",
+        "device": str(theta.device),
+        "device_name": torch.cuda.get_device_name(theta.device) if theta.is_cuda else "cpu",
+        "dtype": str(theta.dtype).removeprefix("torch."),
+        "n_parameters": theta.numel(),
+        "stability_threshold": 2.0 / lr if integrator.discrete and lr is not None else None,
+        "projection_kind": projection.kind if projection else None,
+        "projection_seed": projection.seed if projection else None,
+    }
+
+
+def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> dict[str, Any]:
+    """Give the attributes of a run that are known at its end."""
+    return {
+        "status": outcome.status.code,
+        "message": outcome.message,
+        "success": outcome.status.success,
+        "n_steps": stepper.n_steps,
+        "n_rejected_steps": stepper.n_rejected,
+        "n_loss_increases": stepper.n_loss_increases,
+        "n_gradients_observing": observers.flow.cost.n_gradients,
+        "n_hvps_observing": observers.flow.spectrum.n_hvps,
+    }
+
+
+def to_numpy(theta: Tensor) -> np.ndarray:
+    """Give a tensor as an array, sharing memory on the CPU."""
+    return theta.detach().cpu().numpy()

@@ -1,0 +1,227 @@
+"""integrate(): run a method and return its record."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from gradflow.api.arguments import (
+    SMALL,
+    Loss,
+    as_loss,
+    check_measurements,
+    initial_theta,
+    make_cadences,
+    make_ends,
+    make_method,
+)
+from gradflow.api.parts import Recorder, end_attributes, make_observers, make_record, run_attributes, to_numpy
+from gradflow.driver import Outcome, Schedule, Stepper, StepReport, run, steps
+from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError
+from gradflow.integrators import Flow, Integrator
+from gradflow.integrators.base import check_number
+from gradflow.loss import LossFunction
+from gradflow.observe import RandomProjection
+from gradflow.record import check_attributes, check_output, provenance
+
+
+def integrate(
+    loss: Loss,
+    params: Tensor | None = None,
+    *,
+    method: str | Integrator,
+    t_max: float | None = None,
+    save_every: float | steps | None = None,
+    save_at: Sequence[float] | None = None,
+    n_eigs: int = 0,
+    eigs_every: float | steps | None = None,
+    eigs_tol: float = 1e-3,
+    n_projections: int = 0,
+    projections_every: float | steps | None = None,
+    projection_seed: int = 0,
+    params_every: float | steps | None = None,
+    test: LossFunction | None = None,
+    loss_goal: float | None = None,
+    acc_goal: float | None = None,
+    max_steps: int | None = None,
+    max_wall_time: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    sync_every: float = 5.0,
+    checkpoint_every: float = 60.0,
+    progress: bool | None = None,
+    callback: Callable[[StepReport], Any] | None = None,
+    on_failure: str = "return",
+    method_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Run a method from θ₀ and record it.
+
+    Parameters
+    ----------
+    loss : LossFunction or callable
+        What to descend; a callable takes flat θ, shape (P,), and returns a scalar.
+    params : Tensor, shape (P,), optional
+        θ₀. Default: the net's present weights; must be given for a callable. Never changed.
+    method : str or Integrator
+        Name of a method (see the table in the README), or an integrator.
+    t_max : float, optional
+        Time to integrate to. Flows land on it; discrete methods stop at the first step at or after it.
+    save_every : float or gradflow.steps, optional
+        Cadence of the records: a number is time, ``gradflow.steps(n)`` is steps. Default: every step for
+        discrete methods, 200 over the run for flows.
+    save_at : sequence of float, optional
+        Times of records, increasing; on top of `save_every` when both are given.
+    n_eigs : int, default 0
+        Number of top Hessian eigenvalues to record.
+    eigs_every : float or gradflow.steps, optional
+        Cadence of the eigenvalues. Default: every record.
+    eigs_tol : float, default 1e-3
+        Residual ‖Hv − λv‖/max|λ| to which they are computed.
+    n_projections : int, default 0
+        Number of random projections of θ to record.
+    projections_every : float or gradflow.steps, optional
+        Cadence of the projections. Default: every record.
+    projection_seed : int, default 0
+        Seed of the projection matrix; runs can be compared when it is equal.
+    params_every : float or gradflow.steps, optional
+        Cadence of θ itself. Default: every record for P ≤ 1,000, else never.
+    test : LossFunction, optional
+        A second loss, on test data, whose value and accuracy are recorded.
+    loss_goal : float, optional
+        Stop when the training loss is at or below it.
+    acc_goal : float, optional
+        Stop when the training accuracy at a record is at or above it.
+    max_steps : int, optional
+        Stop after so many accepted steps.
+    max_wall_time : float, optional
+        Stop after so many seconds.
+    out : path, optional
+        netCDF file to write. Default: the record is kept in memory alone.
+    overwrite : bool, default False
+        Replace `out` if it exists, when the run ends.
+    sync_every : float, default 5.0
+        Seconds after which records are on disk.
+    checkpoint_every : float, default 60.0
+        Seconds between checkpoints of the run's state, beside the records.
+    progress : bool, optional
+        Show a progress line on standard error. Default: when it is a terminal.
+    callback : callable, optional
+        Gets the report of every step; a true value stops the run.
+    on_failure : {"return", "raise"}, default "return"
+        What a numerical ending becomes: a warning and the record so far, or an IntegrationError with it.
+    method_options : mapping, optional
+        Options of the method, where a name collides with one above.
+    **options
+        Options of the method.
+
+    Returns
+    -------
+    xarray.Dataset
+        The record; its variables are described in docs/file-format.md. ``status`` and ``message`` in its
+        attributes say how the run ended.
+
+    Raises
+    ------
+    InvalidInputError, InvalidTypeError
+        For the caller's mistakes, before anything is computed or written.
+    IntegrationError
+        For a numerical ending, with ``on_failure="raise"``.
+
+    Examples
+    --------
+    >>> import torch, gradflow
+    >>> bowl = lambda x: 0.5 * (torch.tensor([1.0, 10.0]) * x**2).sum()
+    >>> ds = gradflow.integrate(bowl, torch.ones(2), method="rk4", t_max=1.0, save_every=0.5)
+    >>> ds.time.values.tolist()
+    [0.0, 0.5, 1.0]
+    """
+    loss = as_loss(loss)
+    theta = initial_theta(loss, params)
+    integrator = make_method(method, method_options, options, loss, inspect.signature(integrate).parameters)
+    check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
+    cadences = make_cadences(
+        integrator,
+        t_max=t_max,
+        max_steps=max_steps,
+        save_every=save_every,
+        save_at=save_at,
+        eigs_every=eigs_every,
+        projections_every=projections_every,
+        params_every=params_every,
+        with_eigs=n_eigs > 0,
+        with_projections=n_projections > 0,
+        with_params=params_every is not None or theta.numel() <= SMALL,
+    )
+    ends = make_ends(loss, t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
+    check_number("sync_every", sync_every, least=0, finite=False)
+    check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
+    if on_failure not in ("return", "raise"):
+        raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
+    if out is not None:
+        check_output(Path(out).absolute(), overwrite=overwrite)
+
+    config = {
+        "method": integrator.name,
+        "options": integrator.options(),
+        "loss": loss.describe(),
+        "t_max": t_max,
+        "max_steps": max_steps,
+        "max_wall_time": max_wall_time,
+        "loss_goal": loss_goal,
+        "acc_goal": acc_goal,
+        "cadences": cadences,
+        "n_eigs": n_eigs,
+        "eigs_tol": eigs_tol,
+        "n_projections": n_projections,
+        "projection_seed": projection_seed,
+        "n_threads": torch.get_num_threads(),
+    }
+    projection = RandomProjection(n_projections, theta.numel(), projection_seed) if n_projections else None
+    attrs = check_attributes(provenance(config) | run_attributes(integrator, theta, projection))
+
+    stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
+    observers = make_observers(loss, test, cadences, n_eigs, eigs_tol, projection)
+    record = make_record(
+        out, theta, cadences, n_eigs, n_projections, attrs, overwrite, sync_every, checkpoint_every
+    )
+    try:
+        outcome = run(stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress)
+    except BaseException:
+        record.abandon()
+        raise
+    dataset = record.finish(
+        {"params": to_numpy(stepper.point.theta), "params_initial": to_numpy(theta)},
+        check_attributes(end_attributes(outcome, stepper, observers)),
+    )
+    _report_failure(outcome, stepper, dataset, out, on_failure)
+    return dataset
+
+
+def _report_failure(
+    outcome: Outcome, stepper: Stepper, dataset: xr.Dataset, out: object, on_failure: str
+) -> None:
+    if outcome.status.success:
+        return
+    where = f"The run ended at t = {stepper.t:.6g}, step {stepper.n_steps}, loss {stepper.point.loss:.6g}"
+    kept = f"; its record is in {out}" if out is not None else ""
+    message = f"{where}{kept}. {outcome.message}"
+    if on_failure == "raise":
+        raise IntegrationError(
+            message,
+            status=outcome.status.code,
+            t=stepper.t,
+            step=stepper.n_steps,
+            loss=stepper.point.loss,
+            dataset=dataset,
+            path=None if out is None else str(out),
+        )
+    warnings.warn(message, IntegrationWarning, stacklevel=3)
