@@ -8,7 +8,7 @@ from gradflow.analysis import compare
 from gradflow.api import Solver, integrate, solver
 from gradflow.driver import StepReport, steps
 from gradflow.errors import GradflowError, GradflowWarning, IntegrationError, IntegrationWarning
-from gradflow.integrators import RK4, Euler, ExponentialEuler, Integrator
+from gradflow.integrators import RK4, AdaptiveGD, Euler, ExponentialEuler, Integrator
 from gradflow.loss import HalfSquaredError, LossFunction
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
@@ -32,6 +32,7 @@ __all__ = [
     "Eigenpairs",
     "Integrator",
     "Euler",
+    "AdaptiveGD",
     "RK4",
     "ExponentialEuler",
     "Solver",

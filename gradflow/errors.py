@@ -53,6 +53,10 @@ class RunNotFoundError(GradflowError, FileNotFoundError):
     """There is neither a finished run nor the segments of an unfinished one at a path."""
 
 
+class DatasetNotFoundError(GradflowError, FileNotFoundError):
+    """A data set that isn't shipped is not where it was looked for."""
+
+
 class IntegrationError(GradflowError, RuntimeError):
     """A run ended for a numerical reason.
 

@@ -10,22 +10,63 @@ import gradflow
 class Method:
     """How the shared tests run a method.
 
-    ``fixed`` gives the options under which every step has size h where the sharpness is moderate.
+    ``fixed`` gives the options under which every step has size h where the sharpness is moderate; ``orders`` are
+    the bounds of the order measured with them. ``tolerances`` gives the options for a tolerance.
     """
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
     fixed: Any = None
-    orders: tuple[float, float] = (0, 0)  # between these lies the measured order
+    orders: tuple[float, float] | None = None
+    tolerances: Any = None
+    sharpness: bool = True  # a step's report has one
+    exact_gradient: bool = True  # the gradient in a report is LossFunction.gradient's, bit for bit
 
     def __str__(self):
         return self.name
 
 
-METHODS = [
-    Method("gd", {"lr": 0.05}, lambda h: {"lr": h}, (0.9, 1.1)),
+def tolerance(rtol):
+    return {"rtol": rtol, "atol": rtol * 1e-2}
+
+
+def fixed_grid(name, low, high):
+    return Method(name, {"step_size": 0.05}, lambda h: {"step_size": h}, (low, high), sharpness=False)
+
+
+OURS = [
+    Method("gd", {"lr": 0.05}, lambda h: {"lr": h}, (0.9, 1.1), sharpness=False),
+    Method("adaptive-gd", {"lr": 0.05}, lambda h: {"lr": h}, (0.9, 1.1), exact_gradient=False),
     Method("rk4", {}, lambda h: {"alpha": 2.7, "max_step": h}, (3.8, 4.2)),
-    Method("expeuler", {"stiff_dim": 1}, lambda h: {"stiff_dim": 1, "max_step": h}, (0.9, 1.1)),
+    Method(
+        "expeuler",
+        {"stiff_dim": 1},
+        lambda h: {"stiff_dim": 1, "max_step": h},
+        (0.9, 1.1),
+        exact_gradient=False,
+    ),
 ]
 
+REFERENCES = [
+    fixed_grid("torchdiffeq:euler", 0.9, 1.1),
+    fixed_grid("torchdiffeq:midpoint", 1.9, 2.1),
+    fixed_grid("torchdiffeq:heun2", 1.9, 2.1),
+    fixed_grid("torchdiffeq:heun3", 2.9, 3.1),
+    fixed_grid("torchdiffeq:rk4", 3.8, 4.2),
+    *(
+        Method(f"torchdiffeq:{name}", {"step_size": 0.02}, sharpness=False)
+        for name in ("explicit_adams", "implicit_adams", "fixed_adams")
+    ),
+    *(
+        Method(f"torchdiffeq:{name}", tolerance(1e-5), tolerances=tolerance)
+        for name in ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
+    ),
+    *(Method(f"scipy:{name}", tolerance(1e-5), tolerances=tolerance) for name in ("RK45", "DOP853")),
+    *(
+        Method(f"scipy:{name}", tolerance(1e-5), tolerances=tolerance, sharpness=False)
+        for name in ("BDF", "Radau", "LSODA")
+    ),
+]
+
+METHODS = OURS + REFERENCES
 FLOWS = [m for m in METHODS if not gradflow.integrators.METHODS[m.name].discrete]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradflow.driver import Outcome, Stepper
 from gradflow.integrators import Flow, Integrator
+from gradflow.integrators.step_rules import FixedStep
 from gradflow.loss import LossFunction
 from gradflow.observe import Observer, Observers, Parameters, Projections, RandomProjection, Scalars, Spectrum
 from gradflow.record import FileRecord, Layout, MemoryRecord
@@ -88,7 +89,7 @@ def run_attributes(
     integrator: Integrator, theta: Tensor, projection: RandomProjection | None
 ) -> dict[str, Any]:
     """Give the attributes of a run that are known at its start."""
-    lr = getattr(integrator, "lr", None)
+    rule = integrator.step_rule
     return {
         "method": integrator.name,
         "time_definition": "flow",
@@ -96,7 +97,8 @@ def run_attributes(
         "device_name": torch.cuda.get_device_name(theta.device) if theta.is_cuda else "cpu",
         "dtype": str(theta.dtype).removeprefix("torch."),
         "n_parameters": theta.numel(),
-        "stability_threshold": 2.0 / lr if integrator.discrete and lr is not None else None,
+        "stability_threshold": 2.0 / rule.h if integrator.discrete and isinstance(rule, FixedStep) else None,
+        "error_norm": integrator.error_norm,
         "projection_kind": projection.kind if projection else None,
         "projection_seed": projection.seed if projection else None,
     }

@@ -171,7 +171,7 @@ def integrate(
 
     config = {
         "method": integrator.name,
-        "options": integrator.options(),
+        "options": integrator.settings(),
         "loss": loss.describe(),
         "t_max": t_max,
         "max_steps": max_steps,

@@ -20,6 +20,7 @@ from gradflow.api import integrate
 from gradflow.cli.options import flag, integrate_options, method_options, options
 from gradflow.errors import GradflowError, IntegrationWarning
 from gradflow.integrators import METHODS
+from gradflow.problems import cifar
 from gradflow.record import check_output, open_run, write_atomically
 
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -47,6 +48,12 @@ def main() -> None:
     "--batch-size", type=int, default=None, help="Samples processed at once. Default: all that fit."
 )
 @click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Directory of CIFAR-10. Default: $GRADFLOW_DATA.",
+)
+@click.option(
     "--test/--no-test", default=True, show_default=True, help="Record loss and accuracy on the test set."
 )
 def run(
@@ -58,13 +65,14 @@ def run(
     dtype: str,
     device: str,
     batch_size: int | None,
+    data: Path | None,
     test: bool,
     **chosen: Any,
 ) -> None:
     """Run a METHOD on a named problem and record it.
 
-    DATASET is digits or chebyshev-K-N; ARCH is fc-tanh, fc-relu, fc-elu, fc-hardtanh or fc-softplus, with
-    -depthN, or regression; LOSS is mse or ce. An example:
+    DATASET is digits, chebyshev-K-N, cifar10, or cifar10-1k, -2k, -5k, -10k, -20k for its first images. ARCH is
+    fc-tanh, fc-relu, fc-elu, fc-hardtanh or fc-softplus, with -depthN, or regression. LOSS is mse or ce. An example:
 
     gradflow run digits fc-tanh mse --method rk4 --t-max 5 --n-eigs 2 --out flow.nc
     """
@@ -73,7 +81,14 @@ def run(
     rest = {k: v for k, v in chosen.items() if k not in own}
     try:
         train, test_loss, params = problems.load(
-            dataset, arch, loss, seed=seed, dtype=_DTYPES[dtype], device=device, batch_size=batch_size
+            dataset,
+            arch,
+            loss,
+            seed=seed,
+            dtype=_DTYPES[dtype],
+            device=device,
+            data=data,
+            batch_size=batch_size,
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IntegrationWarning)  # said below
@@ -93,6 +108,25 @@ def run(
     if not record.attrs["success"]:
         click.echo(f"Error: {record.attrs['message']}", err=True)
         sys.exit(1)
+
+
+@main.command()
+@click.argument("dataset", type=click.Choice(["cifar10"]))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    envvar=cifar.VARIABLE,
+    required=True,
+    help=f"Directory to put it into. Default: ${cifar.VARIABLE}.",
+)
+def fetch(dataset: str, data: Path) -> None:
+    """Download a data set, checked against its SHA-256."""
+    click.echo(f"downloading {cifar.URL}")
+    try:
+        path = cifar.fetch(data)
+    except (OSError, ValueError) as error:
+        raise click.ClickException(f"The download failed: {error}") from error
+    click.echo(f"{path}\nready: gradflow run cifar10-5k … --data {data}")
 
 
 @main.command("compare")

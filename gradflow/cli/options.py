@@ -59,6 +59,24 @@ class Times(click.ParamType[list[float]]):
             self.fail(f"expected times separated by commas, got {value!r}", param, ctx)
 
 
+class Settings(click.ParamType[dict[str, Any]]):
+    """Options of a library's solver: ``safety=0.8,first_step=0.01``."""
+
+    name = "name=value,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Read names with numbers."""
+        if not isinstance(value, str):
+            return dict(value)
+        try:
+            pairs = [part.split("=") for part in value.split(",")]
+            return {
+                name.strip(): int(x) if x.strip().lstrip("-").isdigit() else float(x) for name, x in pairs
+            }
+        except ValueError:
+            self.fail(f"expected name=number, separated by commas, got {value!r}", param, ctx)
+
+
 def parameter_docs(doc: str | None) -> dict[str, str]:
     r"""Read the Parameters section of a numpydoc docstring: first sentence by name.
 
@@ -79,6 +97,7 @@ def parameter_docs(doc: str | None) -> dict[str, str]:
         said = sentence[0] if sentence else text
         if default and default[0] not in said:
             said += " " + default[0]
+        said = said.replace("gradflow.steps(n)", "Nsteps (10steps, say)")
         for name in head.partition(" : ")[0].replace("*", "").split(", "):
             found[name] = said.replace("``", "").replace("`", "")
     return found
@@ -96,24 +115,26 @@ def integrate_options() -> Iterator[click.Option]:
 
 def method_options() -> Iterator[click.Option]:
     """Make the options that set the options of the methods, each once."""
-    taken: dict[str, tuple[Any, str, dict[str, Any]]] = {}
-    for method, cls in METHODS.items():
-        if method != cls.name:
-            continue
+    taken: dict[str, tuple[Any, str, dict[str, str]]] = {}
+    for cls in METHODS.values():
         docs, hints = parameter_docs(cls.__doc__), typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             _, _, defaults = taken.setdefault(field.name, (hints[field.name], docs[field.name], {}))
-            defaults[method] = field.default
+            defaults[cls.family or cls.name] = _shown_default(field)
     for name, (hint, doc, defaults) in taken.items():
-        shown = ", ".join(
-            method
-            if default is dataclasses.MISSING or default is None
-            else f"{method}, default {default:g}"
-            if isinstance(default, float)
-            else f"{method}, default {default}"
-            for method, default in defaults.items()
-        )
+        if len(set(defaults.values())) == 1 and len(defaults) > 1:
+            shown = ", ".join(defaults) + next(iter(defaults.values()))
+        else:
+            shown = ", ".join(method + default for method, default in defaults.items())
         yield _option(name, hint, None, f"[{shown}] {doc}")
+
+
+def _shown_default(field: dataclasses.Field[Any]) -> str:
+    if field.default is dataclasses.MISSING or field.default is None:
+        return ""
+    return (
+        f", default {field.default:g}" if isinstance(field.default, float) else f", default {field.default}"
+    )
 
 
 def options(make: Callable[[], Iterator[click.Option]]) -> Callable[[click.Command], click.Command]:
@@ -144,6 +165,8 @@ def _type(name: str, kinds: list[Any]) -> Any:
         return Cadence()
     if name == "save_at":
         return Times()
+    if name == "options":
+        return Settings()
     if name == "out":
         return click.Path(path_type=Path)
     if name == "on_failure":

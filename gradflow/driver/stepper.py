@@ -13,7 +13,7 @@ from gradflow.collective import agree
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.status import NumericalFailure, Status
 from gradflow.errors import NonFiniteLossError
-from gradflow.integrators.base import Integrator, StepResult
+from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
 from gradflow.integrators.flow import Flow, Point
 from gradflow.integrators.step_rules import FixedStep, NoUsableSharpness, Proposal
 
@@ -128,8 +128,11 @@ class Stepper:
             h = min(proposal.h, h / 2)
             h, lands = (h, False) if self.integrator.discrete else fit_step(h, self.t, target)
             self._check_size(h)
-            result = self.integrator.step(self.point, h, self._state)
-            new = self.flow.at(result.theta)
+            result = self._try(h)
+            self.n_rejected += result.n_rejected
+            if result.h is not None:
+                lands, h = lands and result.h >= h, result.h
+            new = self.flow.at(result.theta, result.known)
             rises = self._rises(new)
             if not agree(rises and self.integrator.watches_loss and attempt < _MAX_REJECTIONS):
                 break
@@ -143,6 +146,12 @@ class Stepper:
             proposal, h, target if lands else None, result, new, with_gradient, with_eigenvectors
         )
 
+    def _try(self, h: float) -> StepResult:
+        try:
+            return self.integrator.step(self.point, h, self._state)
+        except StepUnderflow as failure:
+            raise NumericalFailure(Status.STEP_UNDERFLOW, str(failure)) from failure
+
     def _propose(self, *, fresh: bool) -> Proposal:
         try:
             return self._rule.propose(self.point, self.t, self.n_steps, self._rule_state, fresh=fresh)
@@ -150,7 +159,7 @@ class Stepper:
             raise NumericalFailure(Status.NO_SHARPNESS, str(failure)) from failure
 
     def _check_size(self, h: float) -> None:
-        if math.isinf(h) or math.isnan(h):
+        if math.isnan(h) or (math.isinf(h) and not self.integrator.limits_itself):
             raise NumericalFailure(Status.NO_SHARPNESS, "no sharpness, no max_step and no time to land on")
         if underflows(h, self.t):
             raise NumericalFailure(Status.STEP_UNDERFLOW, f"step of {h:.3g} at t = {self.t:.6g}")
@@ -179,7 +188,7 @@ class Stepper:
         self.n_steps += 1
         if landed_on is not None:
             self._clock.set(landed_on)
-        elif isinstance(self._rule, FixedStep):
+        elif self.integrator.discrete and isinstance(self._rule, FixedStep):
             self._clock.set(self.n_steps * h)
         else:
             self._clock.add(h)
@@ -211,7 +220,7 @@ class Stepper:
             "n_loss_increases": self.n_loss_increases,
             "n_gradients": self.flow.cost.n_gradients,
             "n_hvps": self.flow.cost.n_hvps,
-            "integrator": self._state,
+            "integrator": self.integrator.portable(self._state),
             "step_rule": self._rule_state,
             "spectrum": self.flow.spectrum.state_dict(),
         }

@@ -7,18 +7,24 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
+from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
 from gradflow.integrators.flow import Cost, Flow, Point
+from gradflow.integrators.reference_scipy import scipy_methods
+from gradflow.integrators.reference_torchdiffeq import torchdiffeq_methods
 from gradflow.integrators.rk4 import RK4
 
 #: Every method by name. ``euler`` is an alias of ``gd``.
 METHODS: dict[str, type[Integrator]] = {
     "gd": Euler,
     "euler": Euler,
+    "adaptive-gd": AdaptiveGD,
     "rk4": RK4,
     "expeuler": ExponentialEuler,
+    **torchdiffeq_methods(),
+    **scipy_methods(),
 }
 
 
@@ -65,7 +71,12 @@ def make_integrator(
             raise UnknownOptionError(
                 f"Method {method!r} has no option {name!r}; {suggest(name, fields, also)}"
             )
-    required = [n for n, field in fields.items() if field.default is dataclasses.MISSING and n not in options]
+    required = [
+        n
+        for n, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        if n not in options
+    ]
     if required:
         raise InvalidTypeError(f"Method {method!r} needs {', '.join(required)}: pass {required[0]}=…")
     return cls(**options)
@@ -73,6 +84,7 @@ def make_integrator(
 
 __all__ = [
     "METHODS",
+    "AdaptiveGD",
     "Cost",
     "Euler",
     "ExponentialEuler",

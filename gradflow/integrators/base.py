@@ -33,12 +33,25 @@ class StepResult:
         Estimate of the local error over its tolerance; a step is accepted at ≤ 1. None: no estimate.
     state : Any
         The integrator's state from here on.
+    h : float or None
+        Size of the step, where it is smaller than the one asked for. None: as asked for.
+    known : (Tensor, Tensor) or None
+        Loss, shape (), and gradient, shape (P,), at the end of the step, where the step computed them.
+    n_rejected : int
+        Attempts that the method's own error control rejected.
     """
 
     theta: Tensor
     interpolant: Callable[[float], Tensor] | None = None
     error: float | None = None
     state: Any = None
+    h: float | None = None
+    known: tuple[Tensor, Tensor] | None = None
+    n_rejected: int = 0
+
+
+class StepUnderflow(ArithmeticError):
+    """An error-controlled method can't meet its tolerance with any step that advances t."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class Integrator(ABC):
     3. ``name``, ``order`` (of convergence), ``discrete`` (an optimiser: one record a step, doesn't land on
        save times), ``watches_loss`` (a step that raises the loss is rejected), ``keep_graph`` (products are
        wanted at every point), ``interpolates`` (its steps have an interpolant),
+       ``limits_itself`` (its own error control limits the step), ``error_norm`` (of that control),
        ``stability_limit`` (of h·λ₁, where there is one).
     4. :meth:`resolve`, where a default depends on the loss.
     5. :attr:`step_rule`: how large a step.
@@ -65,10 +79,17 @@ class Integrator(ABC):
     name: ClassVar[str]
     order: ClassVar[int]
     discrete: ClassVar[bool] = False
-    watches_loss: ClassVar[bool] = True
     keep_graph: ClassVar[bool] = False
     interpolates: ClassVar[bool] = False
+    limits_itself: ClassVar[bool] = False
+    error_norm: ClassVar[str | None] = None
+    family: ClassVar[str | None] = None
     stability_limit: ClassVar[float | None] = None
+
+    @property
+    def watches_loss(self) -> bool:
+        """Whether a step that raises the loss is rejected: a flow can't raise it, an optimiser can."""
+        return not self.discrete
 
     def resolve(self, loss: LossFunction) -> Self:
         """Fill in the options whose defaults depend on the loss; raise where that can't be done."""
@@ -87,7 +108,11 @@ class Integrator(ABC):
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take one step of size h from a point."""
 
-    def options(self) -> dict[str, Any]:
+    def portable(self, state: Any) -> Any:
+        """Give what of a state a checkpoint needs: tensors, arrays and numbers."""
+        return state
+
+    def settings(self) -> dict[str, Any]:
         """Give the options by name, as resolved."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 

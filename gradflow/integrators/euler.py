@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from gradflow.integrators.base import Integrator, StepResult, check_number
 from gradflow.integrators.flow import Point
@@ -32,7 +33,6 @@ class Euler(Integrator):
     name: ClassVar[str] = "gd"
     order: ClassVar[int] = 1
     discrete: ClassVar[bool] = True
-    watches_loss: ClassVar[bool] = False
     stability_limit: ClassVar[float | None] = 2.0
 
     def __post_init__(self) -> None:
@@ -45,5 +45,9 @@ class Euler(Integrator):
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take θ − h ∇L(θ)."""
-        # torch.add rounds as torch.optim.SGD does: one fused multiply-add where the machine has it.
-        return StepResult(torch.add(point.theta, point.gradient, alpha=-h))
+        return StepResult(euler_step(point, h))
+
+
+def euler_step(point: Point, h: float) -> Tensor:
+    """Give θ − h ∇L(θ), rounded as torch.optim.SGD does."""
+    return torch.add(point.theta, point.gradient, alpha=-h)

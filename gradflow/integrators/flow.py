@@ -50,12 +50,22 @@ class Flow:
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Evaluate −∇L at θ, shape (P,)."""
-        self.cost.n_gradients += 1
-        return -self.loss.gradient(theta)[1]
+        return -self.evaluate(theta)[1]
 
-    def at(self, theta: Tensor) -> Point:
-        """Give θ as a point, at which each quantity is computed when it is first asked for, once."""
-        return Point(self, theta, keep_graph=self._keep_graph)
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate loss, shape (), and gradient, shape (P,), at θ."""
+        self.cost.n_gradients += 1
+        return self.loss.gradient(theta)
+
+    def at(self, theta: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Point:
+        """Give θ as a point, at which each quantity is computed when it is first asked for, once.
+
+        Loss and gradient there may be `known` already.
+        """
+        point = Point(self, theta, keep_graph=self._keep_graph)
+        if known is not None:
+            point.__dict__["_value_and_gradient"] = known
+        return point
 
 
 class Point:
@@ -78,8 +88,7 @@ class Point:
     def _value_and_gradient(self) -> tuple[Tensor, Tensor]:
         if self._keep_graph:
             return self.linearization.value, self.linearization.gradient
-        self.flow.cost.n_gradients += 1
-        return self.flow.loss.gradient(self.theta)
+        return self.flow.evaluate(self.theta)
 
     @cached_property
     def linearization(self) -> Linearization:

@@ -74,6 +74,18 @@ class FixedStep:
 
 
 @dataclass(frozen=True)
+class NoLimit:
+    """The method's own error control is all that limits the step."""
+
+    def init(self) -> None:
+        """No state."""
+
+    def propose(self, point: Point, t: float, step: int, state: None, *, fresh: bool = False) -> Proposal:
+        """Propose any size."""
+        return Proposal(math.inf, None, None)
+
+
+@dataclass(frozen=True)
 class _Measured:
     pairs: Eigenpairs
     t: float

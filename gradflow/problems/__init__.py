@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ def load(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
+    data: str | os.PathLike[str] | None = None,
     **loss_options: Any,
 ) -> tuple[LossFunction, LossFunction, Tensor]:
     """Load a problem by name.
@@ -33,7 +35,8 @@ def load(
     Parameters
     ----------
     dataset : str
-        ``digits``, or ``chebyshev-K-N`` such as ``chebyshev-3-20``.
+        ``digits``; ``chebyshev-K-N`` such as ``chebyshev-3-20``; ``cifar10``, or ``cifar10-1k``, ``-2k``, ``-5k``,
+        ``-10k``, ``-20k`` for its first training images.
     arch : str
         ``fc-tanh``, ``fc-relu``, ``fc-elu``, ``fc-hardtanh``, ``fc-softplus``, each with ``-depthN``; or
         ``regression``.
@@ -45,6 +48,8 @@ def load(
         device, and in every dtype but for rounding.
     dtype, device
         Of networks, data and θ₀.
+    data : path, optional
+        Directory with ``cifar-10-batches-py/`` or ``cifar-10-python.tar.gz``. Default: ``$GRADFLOW_DATA``.
     **loss_options
         Options of :class:`gradflow.LossFunction`, such as ``batch_size``, for both losses.
 
@@ -68,28 +73,29 @@ def load(
     device = _device(device)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise InvalidInputError(f"Expected seed as an int in [0, 2⁶³), got {seed!r}.")
-    data = load_data(dataset)
-    if loss == "ce" and data.n_classes is None:
+    loaded = load_data(dataset, data)
+    if loss == "ce" and loaded.n_classes is None:
         raise InvalidInputError(f"The loss ce needs classes; {dataset} has values for targets. Use mse.")
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         torch.set_default_dtype(torch.float32)  # the same numbers whatever the default is
         try:
-            net = make_network(arch, data.n_inputs, data.n_outputs)
+            net = make_network(arch, loaded.n_inputs, loaded.n_outputs)
         finally:
             torch.set_default_dtype(default)
     net = net.to(device, dtype)
 
     def make(inputs: Tensor, targets: Tensor) -> LossFunction:
-        if data.n_classes is not None and loss == "mse":
-            targets = F.one_hot(targets, data.n_classes).to(torch.float64)
+        if loaded.n_classes is not None and loss == "mse":
+            targets = F.one_hot(targets, loaded.n_classes).to(torch.float64)
         tensors = TensorDataset(inputs.to(device, dtype), _as_dtype(targets, dtype).to(device))
         made = LossFunction(tensors, LOSSES[loss](), net, **loss_options)
-        return made.label(dataset=dataset, arch=arch, loss=loss, seed=seed)
+        named = made.label(dataset=dataset, arch=arch, loss=loss, seed=seed)
+        return named.label(statistics=loaded.statistics) if loaded.statistics else named
 
-    train = make(data.train_inputs, data.train_targets)
-    test = make(data.test_inputs, data.test_targets)
+    train = make(loaded.train_inputs, loaded.train_targets)
+    test = make(loaded.test_inputs, loaded.test_targets)
     return train, test, train.parameters()
 
 

@@ -2,53 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import re
-from dataclasses import dataclass
 from importlib import resources
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gradflow.errors import InvalidInputError, UnknownNameError, suggest
+from gradflow.problems import cifar
+from gradflow.problems.data import Data
 
 _N_DIGITS_TRAIN = 1437
 
 
-@dataclass(frozen=True)
-class Data:
-    """Training and test set in float64, on the CPU.
+def load_data(name: str, directory: str | os.PathLike[str] | None = None) -> Data:
+    """Load a data set by name: ``digits``, ``chebyshev-K-N``, ``cifar10`` or ``cifar10-Nk``.
 
-    Attributes
+    Parameters
     ----------
     name : str
-    train_inputs, test_inputs : Tensor, shape (n, …)
-    train_targets, test_targets : Tensor
-        Class labels, shape (n,), int64; or values, shape (n, m), float64.
-    n_classes : int or None
-        None: the targets are values.
-    """
+    directory : path, optional
+        Where the data of CIFAR-10 are.
 
-    name: str
-    train_inputs: Tensor
-    train_targets: Tensor
-    test_inputs: Tensor
-    test_targets: Tensor
-    n_classes: int | None
-
-    @property
-    def n_inputs(self) -> int:
-        """Numbers in one input."""
-        return self.train_inputs[0].numel()
-
-    @property
-    def n_outputs(self) -> int:
-        """Outputs that a network for it has."""
-        return self.n_classes if self.n_classes is not None else self.train_targets[0].numel()
-
-
-def load_data(name: str) -> Data:
-    """Load a data set by name: ``digits``, or ``chebyshev-K-N``.
+    Returns
+    -------
+    Data
 
     Raises
     ------
@@ -59,7 +38,11 @@ def load_data(name: str) -> Data:
         return digits()
     if match := re.fullmatch(r"chebyshev-(\d+)-(\d+)", name):
         return chebyshev(int(match[1]), int(match[2]))
-    raise UnknownNameError(f"No data set {name!r}; {suggest(name, ['digits', 'chebyshev-K-N'])}")
+    if name in cifar.SUBSETS:
+        return cifar.cifar10(name, directory)
+    raise UnknownNameError(
+        f"No data set {name!r}; {suggest(name, ['digits', 'chebyshev-K-N', *cifar.SUBSETS])}"
+    )
 
 
 def chebyshev(degree: int, n: int) -> Data:
