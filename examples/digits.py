@@ -42,7 +42,7 @@ def main() -> None:
     print(
         f"fc-tanh with {len(params):,} parameters on {train.n_samples:,} digits, squared error, to t = {t_max:g}"
     )
-    flow = gradflow.integrate(train, params, method="rk4", alpha=2.0, out=args.out_dir / "flow.nc", **shared)
+    flow = gradflow.integrate(train, params, method="rk4", out=args.out_dir / "flow.nc", **shared)
     gd = gradflow.integrate(train, params, method="gd", lr=0.6, out=args.out_dir / "gd.nc", **shared)
 
     print(f"\n{'':28}{'gradient flow (rk4)':>22}{'gradient descent':>20}")

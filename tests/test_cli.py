@@ -76,8 +76,7 @@ GENERAL = {
     "on-failure": ("raise", None),
 }
 METHOD_VALUES = {
-    "rtol": "0.0001",
-    "atol": "1e-05",
+    "rtol": "0.001", "atol": "1e-05",
     "cap": False,
     "step_size": "0.05",
     "lr": "0.05", "alpha": "0.5", "max_step": "0.25", "sharpness_every": "0.5", "stiff_dim": "3", "warmup_iters": "2",

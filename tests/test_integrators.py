@@ -258,6 +258,51 @@ def test_flow_errors_against_radau_fall_with_the_order(radau, name, order, hs, b
     assert np.allclose(np.log2(ratios), order, atol=0.3 * order)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("method", [m for m in METHODS if m.tolerances or m.orders], ids=str)
+def test_every_method_agrees_with_radau(radau, method):
+    """In proportion to its tolerance, or to its step to the power of its order."""
+    train, theta, solution = radau
+    travelled = np.linalg.norm(solution.y[:, 2] - theta.numpy())
+    tolerances, hs = (1e-4, 1e-6), (0.05, 0.025)
+    if method.tolerances:
+        settings = [method.tolerances(rtol) for rtol in tolerances]
+    else:
+        settings = [method.fixed(h) for h in hs]
+    errors = []
+    for options in settings:
+        ds = gradflow.integrate(train, theta, method=method.name, t_max=10.0, save_every=5.0, **options)
+        errors.append(np.linalg.norm(ds.theta.values[1:] - solution.y.T[1:3]) / travelled)
+    if method.tolerances:
+        # At the loose one it is the stability limit that sets the step, and the error is smaller than allowed.
+        assert errors[0] < 100 * tolerances[0]
+        assert errors[1] < 100 * tolerances[1]
+        assert errors[1] < 0.3 * errors[0]
+    else:
+        assert errors[0] < 0.02
+        assert np.log2(errors[0] / errors[1]) > REGISTRY[method.name].order - 0.4
+
+
+@pytest.mark.slow
+def test_expeuler_stays_on_the_flow_on_digits():
+    """64-32-10 tanh, cross-entropy, max_step 1, 60 steps: within 2 % of the loss, at a fifth of the products."""
+    data = problems.datasets.load_data("digits")
+    with torch.random.fork_rng():
+        net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double()
+    loss = LossFunction(TensorDataset(data.train_inputs, data.train_targets), nn.CrossEntropyLoss(), net)
+    theta = loss.initialize_parameters(seed=0)
+    run = gradflow.integrate(
+        loss, theta, method="expeuler", max_step=1.0, max_steps=60, save_every=gradflow.steps(1)
+    )
+    times = run.time.values[1:]
+    fine = gradflow.integrate(loss, theta, method="rk4", alpha=0.5, t_max=float(times[-1]), save_at=times)
+    late = times > 5
+    ratio = run.train_loss.values[1:][late] / fine.train_loss.values[1:][late]
+    assert late.sum() > 30
+    assert abs(ratio - 1).max() < 0.02
+    assert int(run.n_hvps[-1]) / 60 < 394 / 5
+
+
 def test_rk4_with_its_default_step_is_accurate(radau):
     train, theta, solution = radau
     ds = gradflow.integrate(train, theta, method="rk4", t_max=20.0, save_every=20.0)
@@ -483,3 +528,81 @@ def test_by_hand_a_numerical_failure_raises_with_the_state():
     assert error.value.status == "not_finite"
     assert math.isfinite(by_hand.loss)
     assert error.value.step == by_hand._stepper.n_steps
+
+
+def test_by_hand_an_unstable_step_is_an_error_on_request():
+    loss, theta0, _ = quadratic([10.0, 1.0])
+    by_hand = gradflow.solver("gd", loss, theta0, lr=0.25, error_if_unstable=True)
+    with pytest.raises(gradflow.IntegrationError, match="The loss rose") as error:
+        by_hand.step()
+    assert error.value.status == "unstable"
+    assert torch.equal(by_hand.params, theta0)
+    calm = gradflow.solver("gd", loss, theta0, lr=0.1, error_if_unstable=True)
+    assert [calm.step().step for _ in range(5)] == [1, 2, 3, 4, 5]
+    gradflow.solver("gd", loss, theta0, lr=0.25).step()
+
+
+def test_stability_intervals_are_those_of_the_literature():
+    from gradflow.integrators.reference_scipy import _real_stability
+    from gradflow.integrators.reference_torchdiffeq import real_stability
+
+    for name, expected in (("dopri5", 3.31), ("bosh3", 2.51), ("adaptive_heun", 2.0), ("fehlberg2", 2.0)):
+        assert real_stability(REGISTRY[name].solver) == pytest.approx(expected, abs=0.015)
+    assert _real_stability(REGISTRY["scipy:RK45"].solver) == pytest.approx(3.31, abs=0.015)
+
+
+def test_the_cap_keeps_steps_within_the_stability_interval_and_can_be_switched_off():
+    train, _, theta = problems.load("chebyshev-5-20", "regression", "mse", dtype=torch.float64)
+    for method, limit in (("dopri5", 3.31), ("scipy:RK45", 3.31), ("bosh3", 2.51)):
+        runs = [
+            gradflow.integrate(
+                train,
+                theta,
+                method=method,
+                t_max=60.0,
+                rtol=1e-3,
+                cap=cap,
+                save_every=gradflow.steps(1),
+                n_eigs=1,
+            )
+            for cap in (True, False)
+        ]
+        products = [
+            (run.step_size.values[1:] * run.eigenvalue.values[:-1, 0]).max() for run in runs
+        ]  # h λ₁ at the beginning of each step
+        assert products[0] < limit
+        assert products[1] > limit
+        assert (np.diff(runs[0].train_loss) <= 1e-12).all()
+
+
+def test_frequent_records_do_not_shorten_the_steps_of_foreign_solvers():
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    for method in FLOWS:
+        if REGISTRY[method.name].interpolates:
+            rare, often = (
+                gradflow.integrate(
+                    train, theta, method=method.name, t_max=2.0, save_every=every, **method.options
+                )
+                for every in (2.0, 0.01)
+            )
+            assert rare.attrs["n_steps"] == often.attrs["n_steps"]
+            assert np.array_equal(rare.params, often.params)
+            assert int(rare.n_gradients[-1]) == int(often.n_gradients[-1])
+
+
+def test_large_problems_are_refused_by_dense_references():
+    train, _, theta = problems.load("digits", "fc-tanh-depth1", "mse")
+    for name in ("BDF", "Radau", "LSODA"):
+        with pytest.raises(ValueError, match=r"dense 15,010 × 15,010 matrices.*Use rk4"):
+            gradflow.integrate(train, theta, method=f"scipy:{name}", t_max=1.0)
+
+
+def test_unknown_options_of_a_library_are_refused():
+    loss, theta0, _ = quadratic([10.0, 1.0])
+    for method, options in (("dopri5", {}), ("torchdiffeq:rk4", {"step_size": 0.1})):
+        with pytest.raises(TypeError, match="safty"):
+            gradflow.solver(method, loss, theta0, options={"safty": 0.5}, **options)
+        with pytest.raises(TypeError, match="the driver decides where steps end"):
+            gradflow.solver(method, loss, theta0, options={"step_t": [0.5]}, **options)
+    with pytest.raises(TypeError, match="needs step_size"):
+        gradflow.solver("midpoint", loss, theta0)

@@ -24,12 +24,20 @@ class Solver:
     """
 
     def __init__(
-        self, integrator: Integrator, loss: LossFunction, theta: Tensor, *, gradient: bool, eigenvectors: bool
+        self,
+        integrator: Integrator,
+        loss: LossFunction,
+        theta: Tensor,
+        *,
+        gradient: bool,
+        eigenvectors: bool,
+        strict: bool,
     ) -> None:
         self.integrator = integrator
         self._stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
         self._gradient = gradient
         self._eigenvectors = eigenvectors
+        self._stepper.error_if_unstable = strict
 
     @property
     def params(self) -> Tensor:
@@ -78,6 +86,7 @@ def solver(
     *,
     report_gradient: bool = False,
     report_eigenvectors: bool = False,
+    error_if_unstable: bool = False,
     method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Solver:
@@ -91,6 +100,9 @@ def solver(
         θ₀, never changed. Default: the net's present weights.
     report_gradient, report_eigenvectors : bool, default False
         Put the gradient before the step, and the eigenvectors that it used, into the reports.
+    error_if_unstable : bool, default False
+        Raise when a step raises the loss, which stays at the state before it: a flow can't raise it, and
+        gradient descent does where λ₁ is above 2/η.
     method_options : mapping, optional
     **options
         Options of the method.
@@ -110,4 +122,11 @@ def solver(
     loss = as_loss(loss)
     theta = initial_theta(loss, params)
     integrator = make_method(method, method_options, options, loss)
-    return Solver(integrator, loss, theta, gradient=report_gradient, eigenvectors=report_eigenvectors)
+    return Solver(
+        integrator,
+        loss,
+        theta,
+        gradient=report_gradient,
+        eigenvectors=report_eigenvectors,
+        strict=error_if_unstable,
+    )

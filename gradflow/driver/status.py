@@ -27,6 +27,12 @@ class Status(Enum):
         "The loss or its gradient stopped being finite. Take smaller steps (lr, alpha or max_step), or start "
         "from smaller weights.",
     )
+    UNSTABLE = (
+        "unstable",
+        False,
+        "The loss rose, which the gradient flow can't do. Take smaller steps, or a method that is stable at this "
+        "sharpness.",
+    )
     STEP_UNDERFLOW = (
         "step_underflow",
         False,

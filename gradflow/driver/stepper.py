@@ -82,6 +82,8 @@ class Stepper:
         Accepted steps, rejected attempts, and steps that were accepted although they raised the loss.
     point : Point
         The present θ with what is known there.
+    error_if_unstable : bool
+        Fail on a step that raises the loss instead of accepting it.
     """
 
     def __init__(self, integrator: Integrator, flow: Flow, theta: Tensor) -> None:
@@ -90,6 +92,7 @@ class Stepper:
         self.n_steps = self.n_rejected = self.n_loss_increases = 0
         self.point: Point = flow.at(theta.detach())
         self.result: StepResult | None = None
+        self.error_if_unstable = False
         self._rule = integrator.step_rule
         self._rule_state = self._rule.init()
         self._clock = Clock()
@@ -141,6 +144,9 @@ class Stepper:
             raise NumericalFailure(
                 Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to a loss of {new.loss}"
             )
+        if rises and self.error_if_unstable:
+            detail = f"a step of {h:.3g} from t = {self.t:.6g} took it from {self.point.loss:.6g} to {new.loss:.6g}"
+            raise NumericalFailure(Status.UNSTABLE, detail)
         self.n_loss_increases += rises and self.integrator.watches_loss
         return self._accept(
             proposal, h, target if lands else None, result, new, with_gradient, with_eigenvectors

@@ -64,7 +64,7 @@ class Integrator(ABC):
        its line under *Parameters* in the docstring (the command line takes its help from there).
     2. ``__post_init__`` checks the options and raises :class:`gradflow.errors.InvalidInputError`.
     3. ``name``, ``order`` (of convergence), ``discrete`` (an optimiser: one record a step, doesn't land on
-       save times), ``watches_loss`` (a step that raises the loss is rejected), ``keep_graph`` (products are
+       save times), ``keep_graph`` (products are
        wanted at every point), ``interpolates`` (its steps have an interpolant),
        ``limits_itself`` (its own error control limits the step), ``error_norm`` (of that control),
        ``stability_limit`` (of h·λ₁, where there is one).

@@ -120,7 +120,7 @@ class SciPyExplicit(_SciPy):
 
     Parameters
     ----------
-    rtol : float, default 1e-3
+    rtol : float, default 1e-4
         Relative tolerance, in the library's meaning: the root mean square over parameters of
         error/(atol + rtol·max(|θₙ|, |θₙ₊₁|)) is at most 1.
     atol : float, default 1e-6
@@ -133,7 +133,7 @@ class SciPyExplicit(_SciPy):
         Relative rise of the loss over one step that is tolerated, beyond rounding.
     """
 
-    rtol: float = 1e-3
+    rtol: float = 1e-4
     atol: float = 1e-6
     cap: bool = True
     sharpness_every: float | None = None
@@ -180,14 +180,14 @@ class SciPyImplicit(_SciPy):
 
     Parameters
     ----------
-    rtol : float, default 1e-3
+    rtol : float, default 1e-4
         Relative tolerance, in the library's meaning: the root mean square over parameters of
         error/(atol + rtol·|θ|) is at most 1.
     atol : float, default 1e-6
         Absolute tolerance, likewise.
     """
 
-    rtol: float = 1e-3
+    rtol: float = 1e-4
     atol: float = 1e-6
 
     family: ClassVar[str | None] = "implicit scipy"

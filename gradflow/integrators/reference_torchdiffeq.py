@@ -67,7 +67,7 @@ class TorchdiffeqAdaptive(Integrator):
 
     Parameters
     ----------
-    rtol : float, default 1e-3
+    rtol : float, default 1e-4
         Relative tolerance, in the library's meaning: the root mean square over parameters of
         error/(atol + rtol·max(|θₙ|, |θₙ₊₁|)) is at most 1.
     atol : float, default 1e-6
@@ -82,7 +82,7 @@ class TorchdiffeqAdaptive(Integrator):
         Options of the library's solver, such as first_step, safety, ifactor or dfactor.
     """
 
-    rtol: float = 1e-3
+    rtol: float = 1e-4
     atol: float = 1e-6
     cap: bool = True
     sharpness_every: float | None = None
