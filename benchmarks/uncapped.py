@@ -38,7 +38,7 @@ def main() -> None:
     )
     parser.add_argument("--data", help="directory of CIFAR-10 (default: $GRADFLOW_DATA)")
     parser.add_argument("--t-max", type=float, default=8.0)
-    parser.add_argument("--max-steps", type=int, default=1000)
+    parser.add_argument("--max-steps", type=int, default=600)
     args = parser.parse_args()
     warnings.simplefilter("ignore", gradflow.IntegrationWarning)
     loss = problem(args.data)
@@ -52,8 +52,9 @@ def main() -> None:
     print(
         f"{'rtol':>7}{'atol':>7}{'cap':>6}{'gradients':>11}{'H·v':>6}{'ended at t':>12}{'loss':>10}{'error':>9}"
     )
-    for cap in (True, False):
-        for rtol, atol in ((1e-2, 1e-4), (1e-3, 1e-4), (1e-4, 1e-6)):
+    loose = ((1e-2, 1e-4), (1e-3, 1e-4))
+    for cap, settings in ((True, (*loose, (1e-4, 1e-6))), (False, loose)):
+        for rtol, atol in settings:
             run = gradflow.integrate(
                 loss,
                 theta,

@@ -63,8 +63,8 @@ REFERENCES = [
     ),
     *(Method(f"scipy:{name}", tolerance(1e-5), tolerances=tolerance) for name in ("RK45", "DOP853")),
     *(
-        Method(f"scipy:{name}", tolerance(1e-5), tolerances=tolerance, sharpness=False)
-        for name in ("BDF", "Radau", "LSODA")
+        Method(name, tolerance(1e-5), tolerances=tolerance, sharpness=False)
+        for name in ("scipy:BDF", "scipy:Radau", "scipy:LSODA", "torchdiffeq:scipy_solver")
     ),
 ]
 

@@ -121,6 +121,17 @@ def test_expeuler_step_is_limited_by_the_first_eigenvalue_outside():
     assert [by_hand.step().dt for _ in range(4)] == pytest.approx([0.05, 0.05, 0.1, 0.1])
 
 
+def test_adaptive_gd_steps_are_one_over_sharpness_at_most_lr():
+    loss, theta0, _ = quadratic([40.0, 3.0, 1.0])
+    assert gradflow.solver("adaptive-gd", loss, theta0, lr=1.0).step().dt == pytest.approx(1 / 40)
+    by_hand = gradflow.solver("adaptive-gd", loss, theta0, lr=0.01, warmup_iters=2, warmup_factor=0.5)
+    assert [by_hand.step().dt for _ in range(4)] == pytest.approx([0.005, 0.005, 0.01, 0.01])
+    down, theta0, _ = quadratic([-4.0, -1.0])
+    assert gradflow.solver("adaptive-gd", down, theta0, lr=5.0).step().dt == pytest.approx(1.0)
+    ds = gradflow.integrate(loss, torch.ones(3).double(), method="adaptive-gd", lr=1.0, t_max=0.06)
+    assert ds.time.values == pytest.approx([0, 0.025, 0.05, 0.075])  # it doesn't land
+
+
 def test_rk4_step_is_alpha_over_sharpness_and_at_most_max_step():
     loss, theta0, _ = quadratic([40.0, 3.0, 1.0])
     assert gradflow.solver("rk4", loss, theta0).step().dt == pytest.approx(1 / 40)

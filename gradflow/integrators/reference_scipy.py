@@ -234,7 +234,7 @@ def _real_stability(solver: Any) -> float:
 
 
 def scipy_methods() -> dict[str, type[Integrator]]:
-    """Make a class for each of SciPy's solvers, by ``scipy:NAME``."""
+    """Make a class for each of SciPy's solvers, by ``scipy:NAME``; torchdiffeq's wrapper of them is LSODA."""
     found: dict[str, type[Integrator]] = {}
     families: tuple[tuple[Any, int, type[Integrator]], ...] = (
         (RK45, 5, SciPyExplicit),
@@ -243,8 +243,9 @@ def scipy_methods() -> dict[str, type[Integrator]]:
         (Radau, 5, SciPyImplicit),
         (LSODA, 5, SciPyImplicit),
     )
-    for solver, order, base in families:
-        name = f"scipy:{solver.__name__}"
+    named = [(f"scipy:{solver.__name__}", solver, order, base) for solver, order, base in families]
+    named.append(("torchdiffeq:scipy_solver", LSODA, 5, SciPyImplicit))  # what it wraps by default
+    for name, solver, order, base in named:
         body = {
             "name": name,
             "solver": solver,
@@ -252,5 +253,5 @@ def scipy_methods() -> dict[str, type[Integrator]]:
             "__doc__": base.__doc__,
             "__module__": __name__,
         }
-        found[name] = dataclass(frozen=True)(type(f"SciPy{solver.__name__}", (base,), body))
+        found[name] = dataclass(frozen=True)(type(f"SciPy_{name.split(':')[1]}", (base,), body))
     return found
