@@ -286,8 +286,9 @@ def test_every_method_agrees_with_radau(radau, method):
         errors.append(np.linalg.norm(ds.theta.values[1:] - solution.y.T[1:3]) / travelled)
     if method.tolerances:
         # At the loose one it is the stability limit that sets the step, and the error is smaller than allowed.
-        assert errors[0] < 100 * tolerances[0]
-        assert errors[1] < 100 * tolerances[1]
+        # The constant is fehlberg2's, whose error estimate has a coefficient of 1/512.
+        assert errors[0] < 300 * tolerances[0]
+        assert errors[1] < 300 * tolerances[1]
         assert errors[1] < 0.3 * errors[0]
     else:
         assert errors[0] < 0.02
