@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
+from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass
 from functools import cache
@@ -17,9 +18,9 @@ from torch import Tensor
 
 from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
+from gradflow.integrators.capped import Capped, stability_of_tableau
 from gradflow.integrators.flow import Point
-from gradflow.integrators.reference_torchdiffeq import SAFETY, stability_of_tableau
-from gradflow.integrators.step_rules import NoLimit, SharpnessCap, StepRule
+from gradflow.integrators.step_rules import NoLimit
 from gradflow.loss import LossFunction
 
 #: Largest P for which the implicit methods form and factorise dense Hessians.
@@ -41,8 +42,8 @@ class _SciPy(Integrator):
     interpolates: ClassVar[bool] = True
     limits_itself: ClassVar[bool] = True
     error_norm: ClassVar[str | None] = "rms"
-    rtol: float
-    atol: float
+    rtol: Any
+    atol: Any
 
     def init(self, point: Point) -> _State:
         """Make SciPy's solver at t = 0."""
@@ -97,9 +98,9 @@ class _SciPy(Integrator):
             θ1, interpolant, state=_State(solver, evaluations), h=solver.t - before, known=known
         )
 
+    @abstractmethod
     def _prepared(self, solver: Any, h: float) -> Any:
         """Give the solver that takes the next step, at most h long."""
-        raise NotImplementedError
 
     def portable(self, state: _State) -> dict[str, Any]:
         """Give time, θ and step size."""
@@ -112,7 +113,7 @@ class _SciPy(Integrator):
 
 
 @dataclass(frozen=True)
-class SciPyExplicit(_SciPy):
+class SciPyExplicit(_SciPy, Capped):
     """An explicit Runge–Kutta method of SciPy, told the sharpness, in float64.
 
     As the adaptive methods of torchdiffeq: by default a step is at most 0.9 of the stability interval over λ₁,
@@ -133,34 +134,12 @@ class SciPyExplicit(_SciPy):
         Relative rise of the loss over one step that is tolerated, beyond rounding.
     """
 
-    rtol: float = 1e-4
-    atol: float = 1e-6
-    cap: bool = True
-    sharpness_every: float | None = None
-    loss_rtol: float = 0.0
-
     family: ClassVar[str | None] = "explicit scipy"
 
-    def __post_init__(self) -> None:
-        check_number("rtol", self.rtol, above=0)
-        check_number("atol", self.atol, least=0)
-        check_number("loss_rtol", self.loss_rtol, least=0)
-        if self.sharpness_every is not None:
-            check_number("sharpness_every", self.sharpness_every, above=0)
-
     @property
-    def watches_loss(self) -> bool:
-        """Unless it is the bare library."""
-        return self.cap
-
-    @property
-    def step_rule(self) -> StepRule:
-        """At most 0.9 of the stability interval over λ₁."""
-        if not self.cap:
-            return NoLimit()
-        return SharpnessCap(
-            SAFETY * _real_stability(cast("Any", self.solver)), math.inf, self.sharpness_every
-        )
+    def stability_interval(self) -> float:
+        """Of the solver's tableau."""
+        return _real_stability(cast("Any", self.solver))
 
     def _prepared(self, solver: Any, h: float) -> Any:
         fresh = copy.copy(

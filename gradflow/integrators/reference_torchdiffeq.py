@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections import deque
 from collections.abc import Mapping
@@ -22,11 +21,10 @@ from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from gradflow.errors import InvalidTypeError, UnknownOptionError
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
+from gradflow.integrators.capped import Capped, stability_of_tableau
 from gradflow.integrators.flow import Flow, Point
-from gradflow.integrators.step_rules import FixedStep, NoLimit, SharpnessCap, StepRule
+from gradflow.integrators.step_rules import FixedStep
 
-#: Part of the stability interval that a capped step may use.
-SAFETY = 0.9
 _MAX_ATTEMPTS = 100
 
 
@@ -58,7 +56,7 @@ class _Field:
 
 
 @dataclass(frozen=True)
-class TorchdiffeqAdaptive(Integrator):
+class TorchdiffeqAdaptive(Capped):
     """An adaptive explicit Runge–Kutta method of torchdiffeq, told the sharpness.
 
     Its error control sees an instability only once it has grown. So by default a step is at most 0.9 of the
@@ -82,38 +80,20 @@ class TorchdiffeqAdaptive(Integrator):
         Options of the library's solver, such as first_step, safety, ifactor or dfactor.
     """
 
-    rtol: float = 1e-4
-    atol: float = 1e-6
-    cap: bool = True
-    sharpness_every: float | None = None
-    loss_rtol: float = 0.0
     options: Mapping[str, Any] = field(default_factory=dict)
 
     solver: ClassVar[type[RKAdaptiveStepsizeODESolver]]
     family: ClassVar[str | None] = "adaptive torchdiffeq"
     interpolates: ClassVar[bool] = True
-    limits_itself: ClassVar[bool] = True
-    error_norm: ClassVar[str | None] = "rms"
 
     def __post_init__(self) -> None:
-        check_number("rtol", self.rtol, above=0)
-        check_number("atol", self.atol, least=0)
-        check_number("loss_rtol", self.loss_rtol, least=0)
-        if self.sharpness_every is not None:
-            check_number("sharpness_every", self.sharpness_every, above=0)
+        super().__post_init__()
         check_options(self.name, self.solver, self.options)
 
     @property
-    def watches_loss(self) -> bool:
-        """Unless it is the bare library."""
-        return self.cap
-
-    @property
-    def step_rule(self) -> StepRule:
-        """At most 0.9 of the stability interval over λ₁."""
-        if not self.cap:
-            return NoLimit()
-        return SharpnessCap(SAFETY * real_stability(cast("Any", self.solver)), math.inf, self.sharpness_every)
+    def stability_interval(self) -> float:
+        """Of the solver's tableau."""
+        return real_stability(cast("Any", self.solver))
 
     def init(self, point: Point) -> float:
         """Give the first step size, by torchdiffeq's rule (Hairer, Nørsett & Wanner 1993, II.4)."""
@@ -265,20 +245,6 @@ def real_stability(solver: Any) -> float:
     for row, coefficients in enumerate(tableau.beta, start=1):
         A[row, : len(coefficients)] = coefficients.double().numpy()
     return stability_of_tableau(A, b)
-
-
-def stability_of_tableau(A: np.ndarray, b: np.ndarray) -> float:
-    """Give the length of the real stability interval of a Runge–Kutta method.
-
-    The largest x such that |R(−s)| ≤ 1 for all 0 ≤ s ≤ x, with R(z) = 1 + z bᵀ(I − zA)⁻¹1, to 0.01.
-    """
-    identity, ones = np.eye(len(b)), np.ones(len(b))
-
-    def amplifies(x: float) -> bool:
-        R = 1 - x * b @ np.linalg.solve(identity + x * A, ones)
-        return bool(abs(R) > 1 + 1e-9)
-
-    return next(x for x in (0.01 * n for n in range(1, 2000)) if amplifies(x)) - 0.01
 
 
 def torchdiffeq_methods() -> dict[str, type[Integrator]]:
