@@ -71,7 +71,7 @@ class Solver:
             return stepper.advance(with_gradient=self._gradient, with_eigenvectors=self._eigenvectors)
         except NumericalFailure as failure:
             raise IntegrationError(
-                f"{failure.status.advice} What happened: {failure.detail}.",
+                failure.message,
                 status=failure.status.code,
                 t=stepper.t,
                 step=stepper.n_steps,

@@ -255,9 +255,7 @@ def run(
                     status = this.step()
                 except NumericalFailure as failure:
                     this.complete()
-                    return Outcome(
-                        failure.status, f"{failure.status.advice} What happened: {failure.detail}."
-                    )
+                    return Outcome(failure.status, failure.message)
                 if this.report is not None:
                     bar.update(this.report)
                 recorder.sync(stepper.state_dict)

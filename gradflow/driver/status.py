@@ -64,4 +64,8 @@ class NumericalFailure(Exception):
     def __init__(self, status: Status, detail: str) -> None:
         super().__init__(detail)
         self.status = status
-        self.detail = detail
+
+    @property
+    def message(self) -> str:
+        """The status's advice, with what happened."""
+        return f"{self.status.advice} What happened: {self}."

@@ -43,9 +43,10 @@ class RK4(Integrator):
 
     def __post_init__(self) -> None:
         check_number("alpha", self.alpha, above=0)
-        if self.alpha > 2.785:
+        if self.stability_limit is not None and self.alpha > self.stability_limit:
             raise InvalidInputError(
-                f"Expected alpha ≤ 2.785, the stability limit of the method in terms of h·λ₁, got {self.alpha}."
+                f"Expected alpha ≤ {self.stability_limit}, the stability limit of the method in terms of h·λ₁, "
+                f"got {self.alpha}."
             )
         check_number("max_step", self.max_step, above=0, finite=False)
         check_number("loss_rtol", self.loss_rtol, least=0)

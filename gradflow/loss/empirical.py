@@ -109,8 +109,7 @@ class EmpiricalRisk:
         check_additive(self.chunked, self._evaluator(output), output, target)
         if reduction == "mean" and self.data.n_chunks > 1:
             self._denominators = [
-                self.chunked.denominator(target, _length(inputs))
-                for inputs, target in self.data.host_chunks()
+                self.chunked.denominator(target, len(inputs[0])) for inputs, target in self.data.host_chunks()
             ]
         else:
             size, total = self.data.chunk_size, self.data.n_samples
@@ -380,7 +379,3 @@ def _drops(module: nn.Module) -> bool:
     p = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
     inner = getattr(module, "dropout", 0.0)
     return bool(p) or (isinstance(inner, float) and inner > 0)
-
-
-def _length(inputs: tuple[Tensor, ...]) -> int:
-    return len(inputs[0])
