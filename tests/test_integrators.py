@@ -16,7 +16,6 @@ import gradflow
 from gradflow import LossFunction, problems
 from gradflow.integrators import METHODS as REGISTRY
 from gradflow.integrators import Flow, make_integrator
-from gradflow.integrators.phi import phi1
 
 IDS = [m.name for m in METHODS]
 
@@ -491,14 +490,6 @@ def test_euler_is_an_alias_of_gd():
     a = gradflow.integrate(loss, theta0, method="gd", lr=0.1, t_max=1.0)
     b = gradflow.integrate(loss, theta0, method="euler", lr=0.1, t_max=1.0)
     assert np.array_equal(a.theta, b.theta)
-
-
-def test_phi1_against_its_series_and_at_zero():
-    z = torch.tensor([0.0, 1e-300, -1e-12, 1e-8, -0.5, 0.5, -700.0, 3.0], dtype=torch.float64)
-    series = sum(z**n / float(math.factorial(n + 1)) for n in range(30))
-    small = z.abs() < 4
-    assert torch.allclose(phi1(z)[small], series[small], rtol=1e-15)
-    assert phi1(z)[6] == pytest.approx(1 / 700)
 
 
 # ---------------------------------------------------------------------- by hand

@@ -157,6 +157,8 @@ class Stepper:
             return self.integrator.step(self.point, h, self._state)
         except StepUnderflow as failure:
             raise NumericalFailure(Status.STEP_UNDERFLOW, str(failure)) from failure
+        except NoUsableSharpness as failure:
+            raise NumericalFailure(Status.NO_SHARPNESS, str(failure)) from failure
 
     def _propose(self, *, fresh: bool) -> Proposal:
         try:
@@ -198,7 +200,7 @@ class Stepper:
             self._clock.set(self.n_steps * h)
         else:
             self._clock.add(h)
-        pairs = proposal.pairs
+        pairs = proposal.pairs if result.pairs is None else result.pairs
         measured = with_eigenvectors and pairs is not None and pairs.vectors.shape[1] == len(pairs)
         return StepReport(
             step=self.n_steps,

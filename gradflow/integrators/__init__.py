@@ -11,10 +11,12 @@ from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
+from gradflow.integrators.exprb import Exprb32, Exprb43
 from gradflow.integrators.flow import Cost, Flow, Point
 from gradflow.integrators.reference_scipy import scipy_methods
 from gradflow.integrators.reference_torchdiffeq import torchdiffeq_methods
 from gradflow.integrators.rk4 import RK4
+from gradflow.integrators.rkc import RKC
 
 #: Every method by name. ``euler`` is an alias of ``gd``.
 METHODS: dict[str, type[Integrator]] = {
@@ -23,6 +25,9 @@ METHODS: dict[str, type[Integrator]] = {
     "adaptive-gd": AdaptiveGD,
     "rk4": RK4,
     "expeuler": ExponentialEuler,
+    "rkc": RKC,
+    "exprb32": Exprb32,
+    "exprb43": Exprb43,
     **torchdiffeq_methods(),
     **scipy_methods(),
 }

@@ -16,6 +16,7 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import StepRule
 from gradflow.loss import LossFunction
+from gradflow.spectrum import Eigenpairs
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ class StepResult:
         Loss, shape (), and gradient, shape (P,), at the end of the step, where the step computed them.
     n_rejected : int
         Attempts that the method's own error control rejected.
+    pairs : Eigenpairs or None
+        Top eigenpairs of the Hessian at the step's start, where the step came by them.
     """
 
     theta: Tensor
@@ -48,6 +51,7 @@ class StepResult:
     h: float | None = None
     known: tuple[Tensor, Tensor] | None = None
     n_rejected: int = 0
+    pairs: Eigenpairs | None = None
 
 
 class StepUnderflow(ArithmeticError):

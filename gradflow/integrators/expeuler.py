@@ -12,7 +12,7 @@ from torch import Tensor
 from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator, StepResult, check_count, check_number
 from gradflow.integrators.flow import Point
-from gradflow.integrators.phi import phi1
+from gradflow.integrators.phi import phi
 from gradflow.integrators.step_rules import BulkCap
 from gradflow.loss import LossFunction
 
@@ -99,7 +99,7 @@ class ExponentialEuler(Integrator):
         w = g - V @ c
 
         def after(τ: float) -> Tensor:
-            r = τ * phi1(-λ * τ)
+            r = τ * torch.from_numpy(phi(1, -λ.numpy() * τ))
             if self.cap_growth:
                 r = torch.clamp(r, max=τ)
             return θ - V @ (r.to(c) * c) - τ * w

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from gradflow.collective import agree
 from gradflow.errors import InvalidInputError, InvalidTypeError, NonDeterministicLossError
 from gradflow.loss.criteria import ChunkedCriterion, check_additive, resolve_reduction
-from gradflow.loss.data import Chunk, ChunkedData, cast, default_memory_budget, move
-from gradflow.loss.numerics import exact_derivatives
+from gradflow.loss.data import Chunk, ChunkedData, cast, move
+from gradflow.loss.numerics import default_memory_budget, exact_derivatives
 from gradflow.loss.parameters import ParameterLayout
 from gradflow.loss.source import Term
 
@@ -22,6 +22,8 @@ _PROBE_SAMPLES = 256
 # Bytes of a twice differentiable graph over the bytes that the forward pass saves: the backward pass saves
 # about as much again, and each differentiation needs room for its own temporaries.
 _GRAPH_FACTOR = 4
+# Samples × parameters up to which calls cost more than arithmetic, so that batched products are faster.
+_CALL_BOUND = 2**20
 
 
 class EmpiricalRisk:
@@ -247,6 +249,10 @@ class EmpiricalRisk:
             return True
         scale = theta.element_size() / self.dtype.itemsize
         return scale * self._graph_bytes_per_sample * self.data.n_samples <= self.memory_budget
+
+    def batches_products(self, theta: Tensor) -> bool:
+        """Where calls cost more than arithmetic (benchmarks/oracle.py)."""
+        return self.data.chunk_size * theta.numel() <= _CALL_BOUND
 
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives, TF32 off unless asked for."""

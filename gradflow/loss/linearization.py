@@ -114,17 +114,25 @@ class Linearization:
         with self.source.settings(self.theta), torch.enable_grad():
             if vectors.is_inference():
                 vectors = vectors.clone()
-            columns = [vectors.contiguous()] if vectors.dim() == 1 else list(vectors.T.contiguous())
-            blocks = [_split_like(v, self._leaves) for v in columns]
-            products: list[Tensor | None] = [None] * len(columns)
+            rows = vectors.T.contiguous() if vectors.dim() == 2 else vectors.contiguous()[None]
+            product: Tensor | None = None
             for grads in self._gradient_graphs():
-                for j, block in enumerate(blocks):
-                    products[j] = accumulate(products[j], _second_derivative(grads, self._leaves, block))
-        self.n_hvps += len(columns)
-        rows = [reduce(p) for p in products if p is not None]
-        if vectors.dim() == 1:
-            return rows[0]
-        return torch.stack(rows).T if rows else torch.zeros_like(vectors)
+                product = accumulate(product, self._multiply(grads, rows))
+        self.n_hvps += len(rows)
+        assert product is not None
+        product = reduce(product)
+        return product.T if vectors.dim() == 2 else product[0]
+
+    def _multiply(self, grads: list[Tensor], rows: Tensor) -> Tensor:
+        """Multiply vectors, shape (k, P), by the second derivatives of one term."""
+        if len(rows) > 2 and self.source.batches_products(self.theta):
+            blocks = _split_like(rows, self._leaves)
+            try:
+                return _second_derivative(grads, self._leaves, blocks, batched=True)
+            except RuntimeError:  # an operation that torch can't batch
+                pass
+        products = [_second_derivative(grads, self._leaves, _split_like(v, self._leaves)) for v in rows]
+        return torch.stack(products) if products else torch.zeros_like(rows)
 
     def _gradient_graphs(self) -> Sequence[list[Tensor]] | _Rebuilt:
         if self._graphs is not None:
@@ -164,22 +172,27 @@ def _differentiate(value: Tensor, leaves: list[Tensor], *, create_graph: bool) -
     return [torch.zeros_like(leaf) if g is None else g for g, leaf in zip(grads, leaves, strict=True)]
 
 
-def _second_derivative(grads: list[Tensor], leaves: list[Tensor], block: list[Tensor]) -> Tensor:
-    """Give Σ (∂g/∂θ)ᵀ v, shape (P,), for v cut like the leaves."""
+def _second_derivative(
+    grads: list[Tensor], leaves: list[Tensor], block: list[Tensor], *, batched: bool = False
+) -> Tensor:
+    """Give Σ (∂g/∂θ)ᵀ v, shape (P,), for v cut like the leaves; (k, P) for a batch of k."""
+    batch = block[0].shape[:1] if batched else ()
     live = [(g, v) for g, v in zip(grads, block, strict=True) if g.requires_grad]
-    if not live:
-        return torch.zeros_like(as_flat(leaves)).detach()
-    parts = torch.autograd.grad(
-        [g for g, _ in live], leaves, [v for _, v in live], retain_graph=True, allow_unused=True
-    )
-    return as_flat(
-        [torch.zeros_like(leaf) if p is None else p for p, leaf in zip(parts, leaves, strict=True)]
-    ).detach()
+    parts: Sequence[Tensor | None] = [None] * len(leaves)
+    if live:
+        g, v = zip(*live, strict=True)
+        parts = torch.autograd.grad(
+            g, leaves, v, retain_graph=True, allow_unused=True, is_grads_batched=batched
+        )
+    pairs = zip(parts, leaves, strict=True)
+    flat = [(leaf.new_zeros(batch + leaf.shape) if p is None else p.detach()) for p, leaf in pairs]
+    return torch.cat([part.reshape(*batch, -1) for part in flat], -1)
 
 
-def _split_like(vector: Tensor, leaves: list[Tensor]) -> list[Tensor]:
-    parts = torch.split(vector, [leaf.numel() for leaf in leaves])
-    return [part.view(leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+def _split_like(vectors: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    """Cut a vector, shape (P,), or several, shape (k, P), like the leaves."""
+    parts = torch.split(vectors, [leaf.numel() for leaf in leaves], -1)
+    return [part.view(vectors.shape[:-1] + leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
 
 
 def _check_vectors(vectors: Tensor, theta: Tensor) -> None:

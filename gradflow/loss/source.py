@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradflow.errors import CriterionError
-from gradflow.loss.numerics import exact_derivatives
+from gradflow.loss.numerics import default_memory_budget, exact_derivatives
 
 Term = Callable[[Sequence[Tensor]], Tensor]
 
@@ -22,6 +22,7 @@ class LossSource(Protocol):
     """
 
     n_parameters: int | None
+    memory_budget: int
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into the tensors that the terms are functions of."""
@@ -32,11 +33,18 @@ class LossSource(Protocol):
     def keeps_graphs(self, theta: Tensor) -> bool:
         """Whether the gradient graphs of all terms fit in memory together."""
 
+    def batches_products(self, theta: Tensor) -> bool:
+        """Whether several Hessian–vector products are cheaper at once than one after another."""
+
     def settings(self, theta: Tensor) -> Any:
         """Give the context in which terms are evaluated and differentiated."""
 
     def describe(self) -> dict[str, Any]:
         """Give what a record should say of the loss; JSON values."""
+
+
+#: Parameters up to which the cost of a function is taken to be that of its calls, not of its arithmetic.
+SMALL_FUNCTION = 1000
 
 
 class CallableLoss:
@@ -52,6 +60,7 @@ class CallableLoss:
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function
+        self.memory_budget = default_memory_budget(torch.device("cpu"))
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Θ itself is the one leaf."""
@@ -75,6 +84,10 @@ class CallableLoss:
     def keeps_graphs(self, theta: Tensor) -> bool:
         """One graph is always kept."""
         return True
+
+    def batches_products(self, theta: Tensor) -> bool:
+        """For few parameters."""
+        return theta.numel() <= SMALL_FUNCTION
 
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives."""

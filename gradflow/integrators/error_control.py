@@ -1,0 +1,193 @@
+"""Steps whose size follows an embedded error estimate."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from gradflow.errors import IntegrationWarning
+from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
+from gradflow.integrators.flow import Point
+from gradflow.integrators.step_rules import NoLimit
+from gradflow.spectrum import Eigenpairs
+
+_SAFETY = 0.9
+_SHRINK, _GROW = 0.1, 5.0
+#: In the first step, whose size is a guess, an attempt that could have been this much longer is taken again.
+_TOO_SMALL, _GROW_FIRST = 2.0, 1e3
+_MAX_ATTEMPTS = 40
+_LARGEST = 1e100
+#: Smallest rtol in machine epsilons: a tenth of it, which the φ-functions are computed to, is still above rounding.
+_LEAST = 20
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A step that was tried.
+
+    Attributes
+    ----------
+    theta : Tensor, shape (P,)
+    h : float
+        Its size; less than was asked for where the method can't do that much.
+    error : float
+        Estimate of the local error, in units of θ.
+    interpolant : callable
+        θ at the fraction s ∈ [0, 1].
+    known : (Tensor, Tensor) or None
+        Loss and gradient at θ, where the attempt computed them.
+    """
+
+    theta: Tensor
+    h: float
+    error: float
+    interpolant: Callable[[float], Tensor]
+    known: tuple[Tensor, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """What the error control carries from step to step.
+
+    Attributes
+    ----------
+    size : float or None
+        The step that it would take next; None before the first.
+    memory : Any
+        What the method carries.
+    """
+
+    size: float | None = None
+    memory: Any = None
+
+
+@dataclass(frozen=True)
+class ErrorControlled(Integrator):
+    """A method with an embedded error estimate e, which keeps ‖e‖₂ ≤ atol + rtol·max(‖θₙ‖₂, ‖θₙ₊₁‖₂).
+
+    The norm is not divided by √P: an error in one direction counts in full, however many parameters there are.
+    The next step is 0.9 h (tolerance/‖e‖)^{1/q} for an estimate of O(h^q), grows at most fivefold, and not
+    after a rejection (Hairer, Nørsett & Wanner 1993, II.4). The first step starts from a guess and is taken
+    again while it comes out far too short.
+
+    Parameters
+    ----------
+    rtol : float, default 1e-4
+        Tolerance of a step relative to ‖θ‖₂.
+    atol : float, default 1e-6
+        Absolute tolerance of a step, in units of ‖θ‖₂.
+    max_step : float, default inf
+        Largest step in time.
+    loss_rtol : float, default 0.0
+        Relative rise of the loss over one step that is tolerated, beyond rounding.
+    """
+
+    rtol: float = 1e-4
+    atol: float = 1e-6
+    max_step: float = math.inf
+    loss_rtol: float = 0.0
+
+    interpolates: ClassVar[bool] = True
+    limits_itself: ClassVar[bool] = True
+    error_norm: ClassVar[str | None] = "l2"
+    error_order: ClassVar[int]  # q
+
+    def __post_init__(self) -> None:
+        check_number("rtol", self.rtol, above=0)
+        check_number("atol", self.atol, least=0)
+        check_number("max_step", self.max_step, above=0, finite=False)
+        check_number("loss_rtol", self.loss_rtol, least=0)
+
+    @property
+    def step_rule(self) -> NoLimit:
+        """The error control alone."""
+        return NoLimit()
+
+    @abstractmethod
+    def prepare(self, point: Point, memory: Any) -> Any:
+        """Compute what all attempts at a point need; `memory` is what the step before carried here."""
+
+    @abstractmethod
+    def first_size(self, point: Point, work: Any) -> float:
+        """Guess the size of the first step, on the small side."""
+
+    @abstractmethod
+    def attempt(self, point: Point, work: Any, h: float, tol: float) -> Attempt:
+        """Try a step of size h; `tol` is the tolerance in units of θ."""
+
+    def rejected(self, point: Point, work: Any) -> Any:
+        """Compute anew what may have been wrong in an attempt that missed its tolerance."""
+        return work
+
+    def memory(self, work: Any) -> Any:
+        """Give what is carried to the next step."""
+        return None
+
+    def pairs(self, work: Any) -> Eigenpairs | None:
+        """Give top eigenpairs of the Hessian at the step's start, where the method came by them."""
+        return None
+
+    def init(self, point: Point) -> Control:
+        """Nothing is known yet; say so if the tolerance can't be met in θ's dtype."""
+        least = _LEAST * torch.finfo(point.theta.dtype).eps
+        if self.rtol < least and self.atol < least * norm(point.theta):
+            warnings.warn(
+                f"rtol = {self.rtol:g} is below what {point.theta.dtype} resolves; rtol = {least:.1e} is used. "
+                "Integrate in float64 for less: integrate(loss, params.double(), …).",
+                IntegrationWarning,
+                stacklevel=2,
+            )
+        return Control()
+
+    def step(self, point: Point, h: float, state: Control) -> StepResult:
+        """Take one step of at most h that the error control accepts."""
+        work = self.prepare(point, state.memory)
+        size_θ, q = norm(point.theta), self.error_order
+        rtol = max(self.rtol, _LEAST * torch.finfo(point.theta.dtype).eps)
+        first = state.size is None
+        size = self.first_size(point, work) if state.size is None else state.size
+        grow = _GROW_FIRST if first else _GROW
+        for n_rejected in range(_MAX_ATTEMPTS):
+            trial = min(size, h, self.max_step)
+            attempt = self.attempt(point, work, trial, self.atol + rtol * size_θ)
+            tol = self.atol + rtol * max(size_θ, norm(attempt.theta))
+            error = attempt.error / tol if math.isfinite(attempt.error) and math.isfinite(tol) else math.inf
+            factor = min(grow, max(_SHRINK, _SAFETY * error ** (-1 / q))) if error > 0 else grow
+            if error <= 1 and not (first and factor >= _TOO_SMALL and attempt.h == size):
+                break
+            size = attempt.h * factor
+            if error > 1:
+                grow = 1.0
+                work = self.rejected(point, work)
+        else:
+            raise StepUnderflow(
+                f"{self.name}: {_MAX_ATTEMPTS} attempts were rejected, the last of size {attempt.h:.3g}"
+            )
+        # A step that was cut short, to land on a time, says little about the next.
+        size = max(attempt.h * factor, size if attempt.h == trial < size else 0.0)
+        return StepResult(
+            attempt.theta,
+            attempt.interpolant,
+            error=error,
+            state=Control(min(size, _LARGEST), self.memory(work)),
+            h=attempt.h,
+            known=attempt.known,
+            n_rejected=n_rejected,
+            pairs=self.pairs(work),
+        )
+
+    def portable(self, state: Control) -> dict[str, Any]:
+        """Give the step size and the method's memory."""
+        return {"size": state.size, "memory": state.memory}
+
+
+def norm(theta: Tensor) -> float:
+    """2-norm, summed in float64."""
+    return float(torch.linalg.vector_norm(theta, dtype=torch.float64))

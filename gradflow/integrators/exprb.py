@@ -1,0 +1,260 @@
+"""Exponential Rosenbrock methods, with the Hessian at every step's start for their stiff part."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from torch import Tensor
+
+from gradflow.integrators.base import check_count, check_number
+from gradflow.integrators.error_control import Attempt, ErrorControlled
+from gradflow.integrators.flow import Point
+from gradflow.integrators.krylov import DenseSpace, KrylovSpace, PhiSpace, Term
+from gradflow.integrators.step_rules import divide
+from gradflow.loss import LossFunction
+from gradflow.spectrum import Eigenpairs
+
+#: Largest P for which the dense Hessian is the default.
+DENSE_BELOW = 400
+#: Most vectors in a Krylov space by default; a check of its error costs their number cubed.
+_MAX_BASIS = 200
+#: Part of a Krylov space that the first function may fill; the others find room in the rest.
+_FIRST = 0.75
+#: h·λ ≥ −50, so that no φ overflows.
+_MAX_GROWTH = 50.0
+#: Error allowed to a stage, over the length of the step: it enters the result damped by the remainder's size.
+_STAGE = 0.01
+#: What a step that the space can't resolve is shortened by.
+_SHORTER = 0.8
+#: Products after which the first step's size is guessed.
+_FIRST_LOOK = 3
+#: Ritz pairs that are handed on.
+_HANDED_ON = 6
+
+
+def norm_of(z: np.ndarray) -> float:
+    """2-norm of coordinates."""
+    return float(np.linalg.norm(z))
+
+
+class _Local:
+    """The flow around a point: φ-functions of −hH there, and the remainder D; vectors by coordinates.
+
+    Attributes
+    ----------
+    F : ndarray
+        −∇L at the point.
+    """
+
+    def __init__(self, point: Point, space: PhiSpace) -> None:
+        self.space = space
+        self._point = point
+        self._counted = 0
+        self.F = space.coordinates(-point.gradient)
+
+    def φ(self, k: int, h: float, b: np.ndarray, tol: float) -> np.ndarray:
+        """Give h φₖ(−hH) b to a tolerance."""
+        term = Term(k, h, b)
+        self.space.resolve([term], tol)
+        return self.space.evaluate(term)
+
+    def D(self, u: np.ndarray) -> np.ndarray:
+        """Give −∇L(U) − F + H (U − θₙ) for U = θₙ + u; the last costs nothing."""
+        u = self.space.resolved(u)
+        point, space = self._point, self.space
+        return space.coordinates(
+            point.flow(point.theta + space.vector(u)) + point.gradient + space.vector(space.times_H(u))
+        )
+
+    def count(self) -> None:
+        """Charge the products since the last time to the run."""
+        self._point.flow.cost.n_hvps += self.space.n_hvp - self._counted
+        self._counted = self.space.n_hvp
+
+
+@dataclass(frozen=True)
+class ExponentialRosenbrock(ErrorControlled):
+    """What the exponential Rosenbrock methods have in common.
+
+    With H the Hessian at θₙ and F = −∇L(θₙ), the linear part of the flow around θₙ is followed exactly by
+    φ-functions of −hH; what remains, D(U) = −∇L(U) − F + H (U − θₙ), is small of second order and not
+    stiff. So the step is limited by accuracy alone, whatever λ₁ is.
+
+    Parameters
+    ----------
+    rtol : float, default 1e-4
+        Tolerance of a step relative to ‖θ‖₂.
+    atol : float, default 1e-6
+        Absolute tolerance of a step, in units of ‖θ‖₂.
+    max_step : float, default inf
+        Largest step in time.
+    loss_rtol : float, default 0.0
+        Relative rise of the loss over one step that is tolerated, beyond rounding.
+    krylov_tol : float, default 0.1
+        Error of a φ-function's action over the tolerance of the step.
+    max_basis : int, optional
+        Vectors in the Krylov space, of P numbers each; a step that needs more is shortened. Default: what
+        fits in a quarter of the loss's memory budget, at most 200.
+    dense : bool, optional
+        Use the eigendecomposition of the dense Hessian, at P products a step, in the place of Krylov
+        spaces. Default: for P ≤ 400.
+    """
+
+    krylov_tol: float = 0.1
+    max_basis: int | None = None
+    dense: bool | None = None
+
+    keep_graph: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("krylov_tol", self.krylov_tol, above=0)
+        if self.max_basis is not None:
+            check_count("max_basis", self.max_basis, least=4)
+
+    def resolve(self, loss: LossFunction) -> Self:
+        """Choose between Krylov spaces and the dense Hessian, and the size of the former."""
+        P = loss.n_parameters
+        if P is None:
+            return self
+        dense = P <= DENSE_BELOW if self.dense is None else self.dense
+        fits = loss.source.memory_budget // (4 * 8 * P)
+        max_basis = max(16, min(_MAX_BASIS, fits)) if self.max_basis is None else self.max_basis
+        return dataclasses.replace(self, dense=dense, max_basis=max_basis)
+
+    @staticmethod
+    def _grows(space: PhiSpace, h: float) -> bool:
+        λ = space.eigenvalues()
+        return bool(len(λ) and -h * λ[0] > _MAX_GROWTH)
+
+    def prepare(self, point: Point, memory: None) -> _Local:
+        """Make the space in which φ-functions are computed; attempts at one point share it."""
+        H = point.linearization
+        dense = point.theta.numel() <= DENSE_BELOW if self.dense is None else self.dense
+        return _Local(point, DenseSpace(H) if dense else KrylovSpace(H, self.max_basis or _MAX_BASIS))
+
+    def first_size(self, point: Point, local: _Local) -> float:
+        """Give the inverse of the largest |eigenvalue| that F sees within a few products."""
+        λ = local.space.eigenvalues(_FIRST_LOOK)
+        scale = float(np.abs(λ).max()) if len(λ) else 0.0
+        return divide(1.0, scale)
+
+    def attempt(self, point: Point, local: _Local, h: float, tol: float) -> Attempt:
+        """Try a step of size h."""
+        space, θ, allowed = local.space, point.theta, self.krylov_tol * tol
+        F = Term(1, h, local.F)
+        while space.resolve([F], allowed, room=_FIRST) > allowed or self._grows(space, F.h):
+            F = dataclasses.replace(F, h=_SHORTER * F.h)
+        h = F.h
+        terms = [Term(k, h, b) for k, b in self.terms(local, h, allowed).items()]
+        leak = space.resolve(terms, allowed)
+        local.count()
+        error = norm_of(space.evaluate(terms[-1]))
+
+        def after(s: float) -> Tensor:
+            parts = [s ** (t.k - 1) * space.evaluate(Term(t.k, s * h, t.b)) for t in terms]
+            return θ + space.vector(np.sum(parts, axis=0))
+
+        return Attempt(after(1.0), h, error + (leak if leak > allowed else 0.0), after)
+
+    @abstractmethod
+    def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
+        """Give bₖ by k for θₙ₊₁ = θₙ + Σₖ h φₖ(−hH) bₖ; the last term is the error estimate.
+
+        θ(tₙ + sh) = θₙ + Σₖ sᵏ⁻¹ (sh) φₖ(−shH) bₖ is of the method's order.
+        """
+
+    def pairs(self, local: _Local) -> Eigenpairs | None:
+        """Give the top Ritz pairs; none where F was too small to need any."""
+        pairs = local.space.top(_HANDED_ON)
+        return pairs if len(pairs) else None
+
+
+@dataclass(frozen=True)
+class Exprb32(ExponentialRosenbrock):
+    """Exponential Rosenbrock method of order 3 with an estimate of order 2.
+
+    Hochbruck, Ostermann & Schweitzer, SIAM J. Numer. Anal. 47 (2009) 786–803, with one stage:
+
+        U = θₙ + h φ₁(−hH) F,     θₙ₊₁ = U + 2 h φ₃(−hH) D(U),
+
+    two gradients a step. See :class:`ExponentialRosenbrock`.
+
+    Parameters
+    ----------
+    rtol : float, default 1e-4
+        Tolerance of a step relative to ‖θ‖₂.
+    atol : float, default 1e-6
+        Absolute tolerance of a step, in units of ‖θ‖₂.
+    max_step : float, default inf
+        Largest step in time.
+    loss_rtol : float, default 0.0
+        Relative rise of the loss over one step that is tolerated, beyond rounding.
+    krylov_tol : float, default 0.1
+        Error of a φ-function's action over the tolerance of the step.
+    max_basis : int, optional
+        Vectors in the Krylov space, of P numbers each; a step that needs more is shortened. Default: what
+        fits in a quarter of the loss's memory budget, at most 200.
+    dense : bool, optional
+        Use the eigendecomposition of the dense Hessian, at P products a step, in the place of Krylov
+        spaces. Default: for P ≤ 400.
+    """
+
+    name: ClassVar[str] = "exprb32"
+    order: ClassVar[int] = 3
+    error_order: ClassVar[int] = 3
+
+    def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
+        """Give F and 2 D(U)."""
+        φ, D, F = local.φ, local.D, local.F
+        u = φ(1, h, F, tol)
+        return {1: F, 3: 2 * D(u)}
+
+
+@dataclass(frozen=True)
+class Exprb43(ExponentialRosenbrock):
+    """Exponential Rosenbrock method of order 4 with an estimate of order 3.
+
+    Hochbruck, Ostermann & Schweitzer, SIAM J. Numer. Anal. 47 (2009) 786–803, with two stages:
+
+        U₂ = θₙ + ½h φ₁(−½hH) F,     U₃ = θₙ + h φ₁(−hH) (F + D(U₂)),
+        θₙ₊₁ = θₙ + h φ₁ F + h (16 φ₃ − 48 φ₄) D(U₂) + h (−2 φ₃ + 12 φ₄) D(U₃),
+
+    three gradients a step. See :class:`ExponentialRosenbrock`.
+
+    Parameters
+    ----------
+    rtol : float, default 1e-4
+        Tolerance of a step relative to ‖θ‖₂.
+    atol : float, default 1e-6
+        Absolute tolerance of a step, in units of ‖θ‖₂.
+    max_step : float, default inf
+        Largest step in time.
+    loss_rtol : float, default 0.0
+        Relative rise of the loss over one step that is tolerated, beyond rounding.
+    krylov_tol : float, default 0.1
+        Error of a φ-function's action over the tolerance of the step.
+    max_basis : int, optional
+        Vectors in the Krylov space, of P numbers each; a step that needs more is shortened. Default: what
+        fits in a quarter of the loss's memory budget, at most 200.
+    dense : bool, optional
+        Use the eigendecomposition of the dense Hessian, at P products a step, in the place of Krylov
+        spaces. Default: for P ≤ 400.
+    """
+
+    name: ClassVar[str] = "exprb43"
+    order: ClassVar[int] = 4
+    error_order: ClassVar[int] = 4
+
+    def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
+        """Give F, 16 D(U₂) − 2 D(U₃) and −48 D(U₂) + 12 D(U₃)."""
+        φ, D, F = local.φ, local.D, local.F
+        u2 = φ(1, h / 2, F, tol)
+        D2 = D(u2)
+        u3 = φ(1, h, F, tol) + φ(1, h, D2, max(tol, _STAGE * norm_of(u2)))
+        D3 = D(u3)
+        return {1: F, 3: 16 * D2 - 2 * D3, 4: -48 * D2 + 12 * D3}
