@@ -8,7 +8,17 @@ from gradflow.analysis import compare
 from gradflow.api import Solver, integrate, solver
 from gradflow.driver import StepReport, steps
 from gradflow.errors import GradflowError, GradflowWarning, IntegrationError, IntegrationWarning
-from gradflow.integrators import RK4, AdaptiveGD, Euler, ExponentialEuler, Integrator
+from gradflow.integrators import (
+    RK4,
+    RKC,
+    AdaptiveGD,
+    Auto,
+    Euler,
+    ExponentialEuler,
+    Exprb32,
+    Exprb43,
+    Integrator,
+)
 from gradflow.loss import HalfSquaredError, LossFunction
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
@@ -34,6 +44,10 @@ __all__ = [
     "Euler",
     "AdaptiveGD",
     "RK4",
+    "RKC",
+    "Exprb32",
+    "Exprb43",
+    "Auto",
     "ExponentialEuler",
     "Solver",
     "StepReport",

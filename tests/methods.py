@@ -45,17 +45,17 @@ OURS = [
         (0.9, 1.1),
         exact_gradient=False,
     ),
-    Method("rkc", tolerance(1e-6), lambda h: {"rtol": 1.0, "max_step": h}, (1.9, 2.1), tolerance),
+    Method("rkc", tolerance(1e-5), lambda h: {"rtol": 1.0, "max_step": h}, (1.9, 2.1), tolerance),
     *(
         Method(
             name,
-            {"dense": False, **tolerance(1e-6)},
+            {"dense": False, **tolerance(1e-5)},
             lambda h: {"dense": False, "rtol": 1.0, "max_step": h, "krylov_tol": 1e-14},
             (order - 0.2, order + 0.2),
             lambda rtol: {"dense": False, **tolerance(rtol)},
             exact_gradient=False,
         )
-        for name, order in (("exprb32", 3), ("exprb43", 4))
+        for name, order in (("exprb32", 3), ("exprb43", 4), ("auto", 4))
     ),
 ]
 

@@ -60,6 +60,8 @@ GENERAL = {
     "n-eigs": ("3", lambda c: c["n_eigs"] == 3),
     "eigs-every": ("0.125", lambda c: c["cadences"]["eigenvalues"] == [{"dt": 0.125}]),
     "eigs-tol": ("0.01", lambda c: c["eigs_tol"] == 0.01),
+    "density-at": ("-1,0,1.5", lambda c: c["density_at"] == [-1.0, 0.0, 1.5]),
+    "density-every": ("0.25", lambda c: c["cadences"]["density"] == [{"dt": 0.25}]),
     "n-projections": ("4", lambda c: c["n_projections"] == 4),
     "projections-every": ("3 steps", lambda c: c["cadences"]["projections"] == [{"n": 3}]),
     "projection-seed": ("9", lambda c: c["projection_seed"] == 9),
@@ -81,6 +83,7 @@ METHOD_VALUES = {
     "step_size": "0.05",
     "lr": "0.05", "alpha": "0.5", "max_step": "0.25", "sharpness_every": "0.5", "stiff_dim": "3", "warmup_iters": "2",
     "warmup_factor": "0.5", "cap_growth": False, "eigs_rtol": "0.02", "loss_rtol": "0.125",
+    "krylov_tol": "0.05", "max_basis": "50", "dense": False, "damping": "2.5", "max_stages": "50",
 }  # fmt: skip
 
 
@@ -101,7 +104,11 @@ def test_every_argument_of_integrate_is_an_option():
 def test_general_options_arrive(name, tmp_path):
     value, found = GENERAL[name]
     problem = ["run", "digits", "fc-tanh-depth1", "ce"] if name == "acc-goal" else PROBLEM
-    needed = {"eigs-every": ["--n-eigs", 1], "projections-every": ["--n-projections", 2]}.get(name, [])
+    needed = {
+        "density-every": ["--density-at", "0,1"],
+        "eigs-every": ["--n-eigs", 1],
+        "projections-every": ["--n-projections", 2],
+    }.get(name, [])
     end = [] if name in {"t-max"} else ["--t-max", 0.5]
     result = invoke(
         *problem, "--method", "rk4", *end, *needed, "--out", tmp_path / "x.nc", *flag(name, value)
@@ -151,7 +158,7 @@ def test_help_shows_defaults():
     ("args", "text"),
     [
         (["run", "digit", "fc-tanh", "mse", "--method", "gd"], "did you mean 'digits'"),
-        ([*PROBLEM, "--method", "rk5", "--t-max", 1], "did you mean 'rk4'"),
+        ([*PROBLEM, "--method", "rk44", "--t-max", 1], "did you mean 'rk4'"),
         ([*PROBLEM, "--method", "gd", "--t-max", 1], "needs lr: pass --lr"),
         ([*PROBLEM, "--method", "gd", "--lr", 0.1], "The run has no end"),
         ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--eigs-every", 1], "give n_eigs ≥ 1"),

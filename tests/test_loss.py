@@ -44,7 +44,8 @@ def test_value_gradient_and_hvp_are_those_of_a_dense_reference(name, batch_size,
     assert relative(gradient, expected_gradient) < 1e-12
     assert relative(lin.gradient, expected_gradient) < 1e-12
     assert (products - H @ V).norm() <= 1e-12 * max(float(H.norm()) * float(V.norm()), 1e-300)
-    assert torch.equal(single, products[:, 0])
+    # Small problems multiply several vectors in one batch, whose sums round in another order.
+    assert (single - products[:, 0]).norm() <= 1e-14 * max(float(H.norm()) * float(V[:, 0].norm()), 1e-300)
     assert torch.equal(loss.hvp(theta, V[:, 0]), single)
     assert lin.n_hvps == 4
 

@@ -1,6 +1,7 @@
 """The stiff integrators: φ-functions, Krylov spaces, exponential Rosenbrock and Runge–Kutta–Chebyshev methods."""
 
 import math
+from itertools import pairwise
 
 import mpmath
 import numpy as np
@@ -30,7 +31,9 @@ def symmetric(eigenvalues, seed=0):
 
 def network_like(P=200):
     """A few outliers above a bulk that decays over many decades, and some negative eigenvalues."""
-    return np.concatenate([[300.0, 80.0, 40.0, 15.0], np.geomspace(5, 1e-6, P - 14), -np.geomspace(1e-4, 0.3, 10)])
+    return np.concatenate(
+        [[300.0, 80.0, 40.0, 15.0], np.geomspace(5, 1e-6, P - 14), -np.geomspace(1e-4, 0.3, 10)]
+    )
 
 
 # ---------------------------------------------------------------------- φ
@@ -40,7 +43,26 @@ def network_like(P=200):
 def test_phi_is_accurate_to_rounding(k):
     """Against the confluent hypergeometric function, φₖ(z) = ₁F₁(1; k+1; z)/k!, in 50 digits."""
     mpmath.mp.dps = 50
-    z = np.array([0.0, 1e-300, -1e-12, 1e-8, -0.3, 0.999, -0.999, 1.0, -1.0, 1.001, -1.001, 3.0, -7.5, 50.0, -700.0, -1e6])
+    z = np.array(
+        [
+            0.0,
+            1e-300,
+            -1e-12,
+            1e-8,
+            -0.3,
+            0.999,
+            -0.999,
+            1.0,
+            -1.0,
+            1.001,
+            -1.001,
+            3.0,
+            -7.5,
+            50.0,
+            -700.0,
+            -1e6,
+        ]
+    )
     expected = [float(mpmath.hyp1f1(1, k + 1, mpmath.mpf(x)) / mpmath.factorial(k)) for x in z]
     assert np.allclose(phi(k, z), expected, rtol=2e-14, atol=0 if k else 1e-300)
 
@@ -119,7 +141,7 @@ def test_products_with_what_is_resolved_are_known():
 
 @pytest.mark.parametrize("start", ["zero", "eigenvector", "everything"])
 def test_an_invariant_space_is_exact(start):
-    H, λ, Q = symmetric([5.0, 2.0, 0.0, -1.0])
+    H, _, Q = symmetric([5.0, 2.0, 0.0, -1.0])
     b = {"zero": 0 * Q[:, 0], "eigenvector": Q[:, 1], "everything": Q.sum(1)}[start]
     space = KrylovSpace(H, capacity=4)
     term = Term(1, 3.0, space.coordinates(b))
@@ -151,7 +173,13 @@ def test_a_quadratic_is_exact_in_one_step_however_stiff(name, options):
     center = torch.arange(6, dtype=torch.float64)
     theta = center + Q.sum(1)
     ds = gradflow.integrate(
-        lambda x: 0.5 * (x - center) @ H @ (x - center), theta, method=name, t_max=40.0, rtol=1e-9, save_at=[0.1, 7.0], **options
+        lambda x: 0.5 * (x - center) @ H @ (x - center),
+        theta,
+        method=name,
+        t_max=40.0,
+        rtol=1e-9,
+        save_at=[0.1, 7.0],
+        **options,
     )
     for t, θ in zip(ds.time.values, ds.theta.values, strict=True):
         expected = center + Q @ (torch.exp(-λ * t) * (Q.T @ (theta - center)))
@@ -201,7 +229,9 @@ def test_the_interpolant_is_of_the_methods_order(name, options):
             train, theta, method=name, rtol=1.0, max_step=h, t_max=h, save_at=[0.5 * h], **tight, **options
         )
         assert run.attrs["n_steps"] == 1
-        reference = gradflow.integrate(train, theta, method="scipy:DOP853", rtol=1e-12, atol=1e-14, t_max=h / 2)
+        reference = gradflow.integrate(
+            train, theta, method="scipy:DOP853", rtol=1e-12, atol=1e-14, t_max=h / 2
+        )
         errors.append(np.linalg.norm(run.theta.values[1] - reference.params.values))
     slope = np.polyfit(np.log(hs), np.log(errors), 1)[0]
     assert order + 0.6 < slope < order + 1.6, errors
@@ -223,7 +253,8 @@ def test_krylov_and_dense_agree(cheb, name, options):
 def test_records_do_not_shorten_steps(name, options):
     train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
     few, many = (
-        gradflow.integrate(train, theta, method=name, t_max=10.0, save_every=every, **options) for every in (10.0, 0.01)
+        gradflow.integrate(train, theta, method=name, t_max=10.0, save_every=every, **options)
+        for every in (10.0, 0.01)
     )
     assert few.attrs["n_steps"] == many.attrs["n_steps"] < 30
     assert np.array_equal(few.params, many.params)
@@ -266,7 +297,7 @@ def test_a_step_costs_its_stages(name, gradients):
     H, _, Q = symmetric([50.0, 3.0, 1.0])
     by_hand = gradflow.solver(name, lambda x: torch.log(torch.cosh(H @ x)).sum() / 50, Q.sum(1), dense=False)
     reports = [by_hand.step() for _ in range(6)]
-    for before, after in zip(reports[1:], reports[2:], strict=False):
+    for before, after in pairwise(reports[1:]):
         attempts = 1 + after.n_rejected - before.n_rejected
         assert after.n_gradients - before.n_gradients == 1 + (gradients - 1) * attempts
 
@@ -300,7 +331,9 @@ def test_growth_along_negative_curvature_stays_finite(name, options):
 def test_the_first_step_is_found_by_trial():
     """From far too small a guess, without a step of that size."""
     H, _, Q = symmetric([1e4, 1.0, 0.5])
-    by_hand = gradflow.solver("exprb32", lambda x: 0.5 * x @ H @ x + 1e-3 * (x**4).sum(), Q.sum(1), dense=False)
+    by_hand = gradflow.solver(
+        "exprb32", lambda x: 0.5 * x @ H @ x + 1e-3 * (x**4).sum(), Q.sum(1), dense=False
+    )
     report = by_hand.step()
     assert report.dt > 100 * 1e-4
     assert 1 <= report.n_rejected <= 4
@@ -412,7 +445,9 @@ def test_a_sharpening_flow_costs_a_fraction_of_rk4(name, options, fewer):
     """Chebyshev-3 to t = 300, λ₁ from 4 to 10, at an error of 1e-3 of the way."""
     train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
     shared = {"t_max": 300.0, "save_every": 300.0}
-    reference = gradflow.integrate(train, theta, method="scipy:BDF", rtol=1e-9, atol=1e-11, **shared).params.values
+    reference = gradflow.integrate(
+        train, theta, method="scipy:BDF", rtol=1e-9, atol=1e-11, **shared
+    ).params.values
     rk4 = gradflow.integrate(train, theta, method="rk4", **shared)
     run = gradflow.integrate(train, theta, method=name, rtol=1e-4, **shared, **options)
     error = np.linalg.norm(run.params.values - reference) / np.linalg.norm(reference - theta.numpy())

@@ -41,6 +41,21 @@ def initial_theta(loss: LossFunction, params: Tensor | None) -> Tensor:
     return theta.detach().clone()
 
 
+def as_grid(density_at: Sequence[float] | None) -> Tensor | None:
+    """Check the eigenvalues at which the density is recorded."""
+    if density_at is None:
+        return None
+    try:
+        grid = torch.as_tensor(density_at, dtype=torch.float64, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError(
+            f"Expected density_at as a sequence of numbers, got {type(density_at).__name__}."
+        ) from error
+    if grid.dim() != 1 or len(grid) < 2 or not bool(torch.isfinite(grid).all() and (grid.diff() > 0).all()):
+        raise InvalidInputError("Expected density_at as at least two finite eigenvalues, increasing.")
+    return grid
+
+
 def make_method(
     method: str | Integrator,
     method_options: Mapping[str, Any] | None,
@@ -67,9 +82,11 @@ def make_cadences(
     save_every: float | steps | None,
     save_at: Sequence[float] | None,
     eigs_every: float | steps | None,
+    density_every: float | steps | None,
     projections_every: float | steps | None,
     params_every: float | steps | None,
     with_eigs: bool,
+    with_density: bool,
     with_projections: bool,
     with_params: bool,
 ) -> dict[str, list[Cadence]]:
@@ -91,15 +108,15 @@ def make_cadences(
     groups = {"scalars": saves}
     for group, name, every, wanted in (
         ("eigenvalues", "eigs_every", eigs_every, with_eigs),
+        ("density", "density_every", density_every, with_density),
         ("projections", "projections_every", projections_every, with_projections),
         ("params", "params_every", params_every, with_params),
     ):
         if wanted:
             groups[group] = saves if every is None else [cadence(name, every)]
         elif every is not None:
-            raise InvalidInputError(
-                f"{name} has nothing to measure: give n_{name.removesuffix('_every')} ≥ 1."
-            )
+            what = "density_at" if group == "density" else f"n_{name.removesuffix('_every')} ≥ 1"
+            raise InvalidInputError(f"{name} has nothing to measure: give {what}.")
     return groups
 
 

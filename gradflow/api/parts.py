@@ -14,7 +14,16 @@ from gradflow.driver import Outcome, Stepper
 from gradflow.integrators import Flow, Integrator
 from gradflow.integrators.step_rules import FixedStep
 from gradflow.loss import LossFunction
-from gradflow.observe import Observer, Observers, Parameters, Projections, RandomProjection, Scalars, Spectrum
+from gradflow.observe import (
+    Density,
+    Observer,
+    Observers,
+    Parameters,
+    Projections,
+    RandomProjection,
+    Scalars,
+    Spectrum,
+)
 from gradflow.record import FileRecord, Layout, MemoryRecord
 
 
@@ -24,6 +33,7 @@ def make_observers(
     groups: Iterable[str],
     n_eigs: int,
     eigs_tol: float,
+    density_at: Tensor | None,
     projection: RandomProjection | None,
 ) -> Observers:
     """Make what measures the groups of quantities."""
@@ -31,6 +41,8 @@ def make_observers(
     observers: list[Observer] = [Scalars(loss, test)]
     if n_eigs:
         observers.append(Spectrum(flow, n_eigs, eigs_tol))
+    if density_at is not None:
+        observers.append(Density(flow, density_at))
     if projection is not None:
         observers.append(Projections(projection))
     if "params" in groups:
@@ -43,6 +55,7 @@ def make_record(
     theta: Tensor,
     groups: Iterable[str],
     n_eigs: int,
+    density_at: Tensor | None,
     n_projections: int,
     attrs: Mapping[str, Any],
     overwrite: bool,
@@ -53,11 +66,19 @@ def make_record(
     optional = {
         "eigenvalue": "eigenvalues",
         "eigenvalue_residual": "eigenvalues",
+        "spectral_density": "density",
+        "spectral_density_error": "density",
+        "x": "density",
         "projection": "projections",
         "theta": "params",
     }
     layout = Layout(
-        sizes={"eig": n_eigs, "proj": n_projections, "param": theta.numel()},
+        sizes={
+            "eig": n_eigs,
+            "x": 0 if density_at is None else len(density_at),
+            "proj": n_projections,
+            "param": theta.numel(),
+        },
         optional=frozenset(v for v, g in optional.items() if g in set(groups)) | {"params", "params_initial"},
         theta_dtype=str(theta.dtype).removeprefix("torch."),
     )
@@ -67,11 +88,17 @@ def make_record(
         out,
         layout,
         attrs,
-        {"params_initial": to_numpy(theta)},
+        static_variables(theta, density_at),
         overwrite=overwrite,
         sync_every=sync_every,
         checkpoint_every=checkpoint_every,
     )
+
+
+def static_variables(theta: Tensor, density_at: Tensor | None) -> dict[str, np.ndarray]:
+    """Give what of a file is known at its start and has no time."""
+    grid = {} if density_at is None else {"x": density_at.numpy()}
+    return {"params_initial": to_numpy(theta), **grid}
 
 
 class Recorder:

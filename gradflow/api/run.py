@@ -16,6 +16,7 @@ from torch import Tensor
 from gradflow.api.arguments import (
     SMALL,
     Loss,
+    as_grid,
     as_loss,
     check_measurements,
     initial_theta,
@@ -23,7 +24,15 @@ from gradflow.api.arguments import (
     make_ends,
     make_method,
 )
-from gradflow.api.parts import Recorder, end_attributes, make_observers, make_record, run_attributes, to_numpy
+from gradflow.api.parts import (
+    Recorder,
+    end_attributes,
+    make_observers,
+    make_record,
+    run_attributes,
+    static_variables,
+    to_numpy,
+)
 from gradflow.driver import Outcome, Schedule, Stepper, StepReport, run, steps
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError
 from gradflow.integrators import Flow, Integrator
@@ -44,6 +53,8 @@ def integrate(
     n_eigs: int = 0,
     eigs_every: float | steps | None = None,
     eigs_tol: float = 1e-3,
+    density_at: Sequence[float] | None = None,
+    density_every: float | steps | None = None,
     n_projections: int = 0,
     projections_every: float | steps | None = None,
     projection_seed: int = 0,
@@ -86,6 +97,11 @@ def integrate(
         Cadence of the eigenvalues. Default: every record.
     eigs_tol : float, default 1e-3
         Residual ‖Hv − λv‖/max|λ| to which they are computed.
+    density_at : sequence of float, optional
+        Eigenvalues x, increasing, at which to record the spectral density of the Hessian with its standard
+        error: stochastic Lanczos quadrature with 10 random vectors of 80 products each, a record.
+    density_every : float or gradflow.steps, optional
+        Cadence of the density. Default: every record.
     n_projections : int, default 0
         Number of random projections of θ to record.
     projections_every : float or gradflow.steps, optional
@@ -148,6 +164,7 @@ def integrate(
     theta = initial_theta(loss, params)
     integrator = make_method(method, method_options, options, loss, inspect.signature(integrate).parameters)
     check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
+    grid = as_grid(density_at)
     cadences = make_cadences(
         integrator,
         t_max=t_max,
@@ -155,8 +172,10 @@ def integrate(
         save_every=save_every,
         save_at=save_at,
         eigs_every=eigs_every,
+        density_every=density_every,
         projections_every=projections_every,
         params_every=params_every,
+        with_density=grid is not None,
         with_eigs=n_eigs > 0,
         with_projections=n_projections > 0,
         with_params=params_every is not None or theta.numel() <= SMALL,
@@ -181,6 +200,7 @@ def integrate(
         "cadences": cadences,
         "n_eigs": n_eigs,
         "eigs_tol": eigs_tol,
+        "density_at": None if grid is None else grid.tolist(),
         "n_projections": n_projections,
         "projection_seed": projection_seed,
         "n_threads": torch.get_num_threads(),
@@ -189,9 +209,9 @@ def integrate(
     attrs = check_attributes(provenance(config) | run_attributes(integrator, theta, projection))
 
     stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
-    observers = make_observers(loss, test, cadences, n_eigs, eigs_tol, projection)
+    observers = make_observers(loss, test, cadences, n_eigs, eigs_tol, grid, projection)
     record = make_record(
-        out, theta, cadences, n_eigs, n_projections, attrs, overwrite, sync_every, checkpoint_every
+        out, theta, cadences, n_eigs, grid, n_projections, attrs, overwrite, sync_every, checkpoint_every
     )
     try:
         outcome = run(stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress)
@@ -199,7 +219,7 @@ def integrate(
         record.abandon()
         raise
     dataset = record.finish(
-        {"params": to_numpy(stepper.point.theta), "params_initial": to_numpy(theta)},
+        {"params": to_numpy(stepper.point.theta), **static_variables(theta, grid)},
         check_attributes(end_attributes(outcome, stepper, observers)),
     )
     _report_failure(outcome, stepper, dataset, out, on_failure)

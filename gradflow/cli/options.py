@@ -20,7 +20,7 @@ from gradflow.integrators import METHODS
 
 #: Arguments of integrate() that are Python objects, or that a command line says in another way.
 NOT_OPTIONS = {"loss", "params", "test", "callback", "method", "method_options", "options"}
-_CADENCES = {"save_every", "eigs_every", "projections_every", "params_every"}
+_CADENCES = {"save_every", "eigs_every", "density_every", "projections_every", "params_every"}
 
 
 class Cadence(click.ParamType[Any]):
@@ -163,7 +163,7 @@ def _option(name: str, hint: Any, default: Any, doc: str) -> click.Option:
 def _type(name: str, kinds: list[Any]) -> Any:
     if name in _CADENCES:
         return Cadence()
-    if name == "save_at":
+    if name in {"save_at", "density_at"}:
         return Times()
     if name == "options":
         return Settings()

@@ -8,6 +8,7 @@ from typing import Any
 
 from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
 from gradflow.integrators.adaptive_gd import AdaptiveGD
+from gradflow.integrators.auto import Auto
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
@@ -20,6 +21,7 @@ from gradflow.integrators.rkc import RKC
 
 #: Every method by name. ``euler`` is an alias of ``gd``.
 METHODS: dict[str, type[Integrator]] = {
+    "auto": Auto,
     "gd": Euler,
     "euler": Euler,
     "adaptive-gd": AdaptiveGD,
@@ -90,13 +92,17 @@ def make_integrator(
 __all__ = [
     "METHODS",
     "AdaptiveGD",
+    "Auto",
     "Cost",
     "Euler",
     "ExponentialEuler",
+    "Exprb32",
+    "Exprb43",
     "Flow",
     "Integrator",
     "Point",
     "RK4",
+    "RKC",
     "StepResult",
     "make_integrator",
 ]

@@ -154,7 +154,8 @@ class ErrorControlled(Integrator):
         first = state.size is None
         size = self.first_size(point, work) if state.size is None else state.size
         grow = _GROW_FIRST if first else _GROW
-        for n_rejected in range(_MAX_ATTEMPTS):
+        n_rejected = 0
+        while True:
             trial = min(size, h, self.max_step)
             attempt = self.attempt(point, work, trial, self.atol + rtol * size_θ)
             tol = self.atol + rtol * max(size_θ, norm(attempt.theta))
@@ -162,14 +163,15 @@ class ErrorControlled(Integrator):
             factor = min(grow, max(_SHRINK, _SAFETY * error ** (-1 / q))) if error > 0 else grow
             if error <= 1 and not (first and factor >= _TOO_SMALL and attempt.h == size):
                 break
+            n_rejected += 1
+            if n_rejected == _MAX_ATTEMPTS:
+                raise StepUnderflow(
+                    f"{self.name}: {n_rejected} attempts were rejected, the last of size {attempt.h:.3g}"
+                )
             size = attempt.h * factor
             if error > 1:
                 grow = 1.0
                 work = self.rejected(point, work)
-        else:
-            raise StepUnderflow(
-                f"{self.name}: {_MAX_ATTEMPTS} attempts were rejected, the last of size {attempt.h:.3g}"
-            )
         # A step that was cut short, to land on a time, says little about the next.
         size = max(attempt.h * factor, size if attempt.h == trial < size else 0.0)
         return StepResult(

@@ -37,9 +37,10 @@ class _Sharpness:
 class RKC(ErrorControlled):
     """The Runge–Kutta–Chebyshev method of order 2, whose stability interval grows with its stages squared.
 
-    Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1998) 315–326. A step of size h takes the
+    Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1997) 315–326. A step of size h takes the
     s ~ √(hλ₁) stages, of a gradient each, that make it stable; products with the Hessian are taken for λ₁
-    alone: whenever it may have changed by 5 %, at the latest after 20 steps, and after a rejection. θ within a step is the cubic Hermite interpolant.
+    alone: whenever it may have changed by 5 %, at the latest after 20 steps, and after a rejection. θ within
+    a step is the cubic Hermite interpolant.
 
     Parameters
     ----------

@@ -1,9 +1,18 @@
 """What is measured at a record, in torch."""
 
-from gradflow.observe.observers import Observer, Observers, Parameters, Projections, Scalars, Spectrum
+from gradflow.observe.observers import (
+    Density,
+    Observer,
+    Observers,
+    Parameters,
+    Projections,
+    Scalars,
+    Spectrum,
+)
 from gradflow.observe.projections import RandomProjection
 
 __all__ = [
+    "Density",
     "Observer",
     "Observers",
     "Parameters",

@@ -7,11 +7,13 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import Tensor
 
 from gradflow.driver import Moment
 from gradflow.integrators.flow import Flow, Point
 from gradflow.loss import LossFunction
 from gradflow.observe.projections import RandomProjection
+from gradflow.spectrum import SpectrumService
 
 
 class Observer(Protocol):
@@ -80,6 +82,30 @@ class Spectrum:
             linearization = point.known_linearization or self._own.at(point.theta).linearization
             pairs = self._own.spectrum.top(k, linearization, tol=self._tol, start=run.basis)
         return {"eigenvalue": pairs.values.numpy(), "eigenvalue_residual": pairs.residuals.numpy()}
+
+
+class Density:
+    """The spectral density of the Hessian on a fixed grid, by stochastic Lanczos quadrature.
+
+    From the same random vectors at every record, so that it changes with θ alone. Each Ritz value is spread
+    over a Gaussian as wide as the widest gap of the grid.
+    """
+
+    group: ClassVar[str] = "density"
+
+    def __init__(self, flow: Flow, x: Tensor) -> None:
+        self._own = flow
+        self._x = x
+        self._sigma = float(x.diff().max())
+
+    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
+        """Measure at the point."""
+        linearization = point.known_linearization or self._own.at(point.theta).linearization
+        fresh = SpectrumService()  # whose random vectors are those of its seed
+        density = fresh.density(linearization)
+        self._own.spectrum.n_hvps += density.n_hvp
+        values, errors = density.smoothed(self._x, self._sigma)
+        return {"spectral_density": values.numpy(), "spectral_density_error": errors.numpy()}
 
 
 class Projections:

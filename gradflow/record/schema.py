@@ -57,13 +57,22 @@ VARIABLES: tuple[Variable, ...] = (
         "residual norm of the eigenpair relative to the largest absolute eigenvalue",
         optional=True,
     ),
+    Variable("x", ("x",), "1", "Hessian eigenvalue at which the spectral density is given", optional=True),
+    Variable("spectral_density", ("time", "x"), "1", "density of the Hessian eigenvalues", optional=True),
+    Variable(
+        "spectral_density_error",
+        ("time", "x"),
+        "1",
+        "standard error of the density over its random vectors",
+        optional=True,
+    ),
     Variable("projection", ("time", "proj"), "1", "random projection of the parameters", optional=True),
     Variable("theta", ("time", "param"), "1", "flat parameters", None, optional=True),
     Variable("params", ("param",), "1", "flat parameters at the end", None, optional=True),
     Variable("params_initial", ("param",), "1", "flat parameters at the start", None, optional=True),
 )
 
-_COORDINATES = ("time", "step")
+_COORDINATES = ("time", "step", "x")
 _BY_NAME = {variable.name: variable for variable in VARIABLES}
 
 
@@ -74,7 +83,7 @@ class Layout:
     Attributes
     ----------
     sizes : mapping of str to int
-        Of the dimensions eig, proj and param.
+        Of the dimensions eig, x, proj and param.
     optional : frozenset of str
         Which optional variables it has.
     theta_dtype : str

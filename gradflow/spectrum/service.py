@@ -17,6 +17,9 @@ from gradflow.spectrum.eigenpairs import Eigenpairs
 from gradflow.spectrum.operators import Negated, SymmetricOperator, check_operator
 from gradflow.spectrum.task import Solution, Task
 
+#: Steps of the length of the last that a basis is extrapolated over at most.
+_FURTHEST = 1.5
+
 
 @runtime_checkable
 class HasHessian(Protocol):
@@ -29,8 +32,8 @@ class HasHessian(Protocol):
 class SpectrumService:
     """Eigenpairs of the Hessian along a trajectory.
 
-    One object per run: every solve starts from the last one's basis, and what is known at the same θ is
-    not computed again. It takes a loss, or any symmetric operator.
+    One object per run: every solve starts from the bases of the last two, extrapolated, and what is known at
+    the same θ is not computed again. It takes a loss, or any symmetric operator.
 
     Parameters
     ----------
@@ -75,7 +78,7 @@ class SpectrumService:
         self._target = target
         self._max_hvps = max_hvps
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._bases: dict[str, Tensor] = {}
+        self._trails: dict[str, _Trail] = {}
         self._cache: dict[str, tuple[_Place, Eigenpairs]] = {}
 
     def top(self, k: int, at: Any = None, *, tol: float = 1e-3, start: Tensor | None = None) -> Eigenpairs:
@@ -133,12 +136,14 @@ class SpectrumService:
 
     @property
     def basis(self) -> Tensor | None:
-        """Vectors from which the next :meth:`top` will start, shape (P, m)."""
-        return self._bases.get("top")
+        """The last basis of :meth:`top`, shape (P, m)."""
+        trail = self._trails.get("top")
+        return trail.bases[-1] if trail is not None else None
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a later service needs to go on as this one would."""
-        return {"bases": dict(self._bases), "n_hvps": self.n_hvps, "generator": self._generator.get_state()}
+        trails = {end: {"bases": trail.bases, "thetas": trail.thetas} for end, trail in self._trails.items()}
+        return {"trails": trails, "n_hvps": self.n_hvps, "generator": self._generator.get_state()}
 
     # ------------------------------------------------------------------
 
@@ -155,13 +160,15 @@ class SpectrumService:
         P = operator.shape[0]
         if not 1 <= k <= P:
             raise InvalidInputError(f"Expected 1 ≤ k ≤ P = {P} eigenpairs, got k = {k}.")
-        basis = self._bases.get(end, start)
         if start is not None and start.dim() != 2:
             raise InvalidInputError(f"Expected start of shape (P, m), got {tuple(start.shape)}.")
+        θ = key.theta if key is not None else None
+        trail = self._trails.get(end)
+        basis = trail.ahead(θ) if trail is not None else start
         if basis is not None and (
             len(basis) != P or (basis.dtype, basis.device) != (operator.dtype, operator.device)
         ):
-            basis = None
+            basis = trail = None
         solver: Callable[[Task], Solution] = BACKENDS[self.backend]
         if self.backend == "block-krylov" and max(32, 3 * k) >= P:
             solver = BACKENDS["dense"]
@@ -175,7 +182,7 @@ class SpectrumService:
                 -pairs.values, pairs.vectors, pairs.residuals, pairs.n_hvp, pairs.converged, pairs.scale
             )
         self.n_hvps += pairs.n_hvp
-        self._bases[end] = solution.basis
+        self._trails[end] = (trail or _Trail()).then(solution.basis, θ)
         if key is None:
             self._cache.pop(end, None)
         else:
@@ -201,6 +208,34 @@ class SpectrumService:
             return _Place(getattr(self._target, "source", self._target), at.detach().clone())
         theta = getattr(at, "theta", None)
         return _Place(getattr(at, "source", at), theta.detach().clone()) if theta is not None else None
+
+
+@dataclass(frozen=True)
+class _Trail:
+    """The last two bases, shape (P, m) each, and where they were computed."""
+
+    bases: tuple[Tensor, ...] = ()
+    thetas: tuple[Tensor | None, ...] = ()
+
+    def then(self, basis: Tensor, theta: Tensor | None) -> _Trail:
+        """Give the trail one basis further."""
+        return _Trail((*self.bases, basis)[-2:], (*self.thetas, theta)[-2:])
+
+    def ahead(self, theta: Tensor | None) -> Tensor:
+        """Extrapolate the bases to θ: V + c (V − V′), with c the step to θ over the last one.
+
+        V′ is the basis before, aligned to V by orthogonal Procrustes. Without a θ the steps count as equal.
+        """
+        V = self.bases[-1]
+        if len(self.bases) < 2 or self.bases[0].shape != V.shape:
+            return V
+        ratio = 1.0
+        before, last = self.thetas
+        if theta is not None and before is not None and last is not None:
+            step, gap = (float(torch.linalg.vector_norm(x)) for x in (theta - last, last - before))
+            ratio = min(step / gap, _FURTHEST) if gap > 0 else 0.0
+        left, _, right = torch.linalg.svd((self.bases[0].T @ V).to("cpu", torch.float64))
+        return V + ratio * (V - self.bases[0] @ (left @ right).to(V))
 
 
 def _check_count(name: str, value: object) -> None:
