@@ -11,11 +11,13 @@ P for a dense Hessian).
 
 import argparse
 import copy
+import json
 import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -316,18 +318,20 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="directory of CIFAR-10 (default: $GRADFLOW_DATA)")
-    parser.add_argument("--only", nargs="*", help="names of problems")
+    parser.add_argument("--only", nargs="*", help="names of problems; the others stay in the table")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--out", default="docs/benchmarks")
     parser.add_argument("--name", default="work_precision", help="of the files")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
-    sections = {}
+    known = Path(args.out) / f"{args.name}.json"
+    sections = json.loads(known.read_text())["tables"] if args.only and known.exists() else {}
     for name, problem in PROBLEMS.items():
         if args.only and name not in args.only:
             continue
         print(name, flush=True)
         heading, rows = measure(name, problem, args.data, args.repeat)
+        sections = {title: table for title, table in sections.items() if not title.startswith(f"{name},")}
         sections[heading] = rows
         publish(
             args.name,

@@ -488,3 +488,45 @@ def test_cadences_far_below_the_steps_do_not_hang():
     times = list(np.linspace(0, 1, 100_001)[1:])
     ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.01, t_max=1.0, save_at=times)
     assert len(ds.time) == 101
+
+
+def test_the_spectral_density_is_recorded_on_its_grid(tmp_path):
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    x = np.linspace(-1.0, 6.0, 141)
+    shared = {"method": "gd", "lr": 0.1, "max_steps": 4, "density_at": x, "density_every": gradflow.steps(2)}
+    ds = gradflow.integrate(train, theta, out=tmp_path / "x.nc", **shared)
+    assert ds.spectral_density.dims == ds.spectral_density_error.dims == ("time", "x")
+    assert np.array_equal(ds.x, x)
+    due = np.isfinite(ds.spectral_density.values).all(1)
+    assert due.tolist() == [True, False, True, False, True]
+    assert ds.attrs["n_hvps_observing"] == 3 * 10 * 80
+    λ = torch.linalg.eigvalsh(train.linearize(theta) @ torch.eye(300, dtype=torch.float64)).numpy()
+    σ = 0.05
+    expected = np.exp(-0.5 * ((x[:, None] - λ) / σ) ** 2).mean(1) / (σ * np.sqrt(2 * np.pi))
+    density, error = ds.spectral_density.values[0], ds.spectral_density_error.values[0]
+    assert np.all(np.abs(density - expected) < 6 * error + 1e-3 * expected.max())
+    assert float(np.trapezoid(density, x)) == pytest.approx(1, abs=0.02)
+    plain = gradflow.integrate(train, theta, method="gd", lr=0.1, max_steps=4)
+    assert np.array_equal(plain.theta, ds.theta)
+    again = gradflow.integrate(train, theta, **shared)
+    assert np.array_equal(again.spectral_density, ds.spectral_density, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("grid", "text"),
+    [
+        ([1.0], "at least two"),
+        ([1.0, 0.5], "increasing"),
+        ([0.0, float("nan")], "finite"),
+        (["a"], "sequence of numbers"),
+    ],
+)
+def test_a_grid_that_is_none_is_refused(grid, text):
+    with pytest.raises(gradflow.GradflowError, match=text):
+        gradflow.integrate(
+            lambda x: (x**2).sum(), torch.ones(2), method="gd", lr=0.1, max_steps=1, density_at=grid
+        )
+    with pytest.raises(gradflow.GradflowError, match="give density_at"):
+        gradflow.integrate(
+            lambda x: (x**2).sum(), torch.ones(2), method="gd", lr=0.1, max_steps=1, density_every=1.0
+        )

@@ -1,5 +1,6 @@
 """The stiff integrators: φ-functions, Krylov spaces, exponential Rosenbrock and Runge–Kutta–Chebyshev methods."""
 
+import json
 import math
 from itertools import pairwise
 
@@ -11,9 +12,10 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import gradflow
-from gradflow import LossFunction, problems
+from gradflow import LossFunction, SpectrumService, problems
+from gradflow.driver import Stepper
 from gradflow.errors import IntegrationWarning, InvalidInputError
-from gradflow.integrators import METHODS
+from gradflow.integrators import METHODS, Flow
 from gradflow.integrators.krylov import DenseSpace, KrylovSpace, Term
 from gradflow.integrators.phi import phi
 from gradflow.integrators.rkc import chebyshev, stages_for
@@ -168,7 +170,7 @@ def test_ritz_pairs_carry_true_residuals():
 
 
 @pytest.mark.parametrize(("name", "options"), STIFF[:3])
-def test_a_quadratic_is_exact_in_one_step_however_stiff(name, options):
+def test_a_quadratic_is_exact_in_steps_of_any_size_however_stiff(name, options):
     H, λ, Q = symmetric([1e6, 300.0, 2.0, 1e-3, 0.0, -0.05])
     center = torch.arange(6, dtype=torch.float64)
     theta = center + Q.sum(1)
@@ -313,9 +315,27 @@ def test_the_step_reports_the_sharpness_it_met(cheb, name, options):
     assert report.sharpness == pytest.approx(float(dense[-1]), rel=0.06)
 
 
+@pytest.mark.parametrize(("name", "options"), KRYLOV)
+def test_ritz_pairs_are_handed_to_the_spectrum_service(cheb, name, options):
+    """A free λ₁ at the step's start, and vectors for the next solve to start from."""
+    train, theta, _ = cheb
+    flow = Flow(train, keep_graph=True)
+    stepper = Stepper(METHODS[name](rtol=1e-5, **options), flow, theta)
+    for _ in range(6):
+        before = stepper.point.theta
+        report = stepper.advance()
+    n = flow.spectrum.n_hvps
+    dense = torch.linalg.eigvalsh(train.linearize(before) @ torch.eye(300, dtype=torch.float64))
+    assert report.sharpness == pytest.approx(float(dense[-1]), rel=1e-2)
+    assert flow.spectrum.known(1, before, tol=1e-2) is None  # the solver's answers look further
+    warm = flow.spectrum.top(1, stepper.point.linearization, tol=1e-4)
+    assert warm.converged.all()
+    assert n == 0 < warm.n_hvp < SpectrumService(train).top(1, stepper.point.theta, tol=1e-4).n_hvp
+
+
 @pytest.mark.parametrize(("name", "options"), STIFF)
 def test_growth_along_negative_curvature_stays_finite(name, options):
-    """A maximum as the start of the way down, and a step so long that the exponential would overflow."""
+    """A maximum as the start of the way down."""
     theta = torch.tensor([1e-3, 1e-4], dtype=torch.float64)
     λ = torch.tensor([-8.0, -1.0], dtype=torch.float64)
 
@@ -326,6 +346,40 @@ def test_growth_along_negative_curvature_stays_finite(name, options):
         ds = gradflow.integrate(loss, theta, method=name, t_max=30.0, rtol=1e-6, atol=1e-9, **options)
     assert ds.attrs["success"]
     assert np.allclose(np.abs(ds.params), np.sqrt([2.0, 0.25]), atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "options"), STIFF)
+@pytest.mark.parametrize("case", ["quadratic", "linear", "stationary", "at the origin"])
+def test_nothing_to_limit_a_step_is_no_failure(name, options, case):
+    """No t_max, no error, no curvature, no gradient, no tolerance: steps stay finite, and the run ends well."""
+    λ = torch.tensor([9.0, 1.0, 0.5], dtype=torch.float64)
+    loss, theta = {
+        "quadratic": (lambda x: 0.5 * (λ * x**2).sum(), torch.ones(3)),
+        "linear": (lambda x: 2.0 * x.sum() + 0.0 * (x**2).sum(), torch.ones(3)),
+        "stationary": (lambda x: 0.5 * (λ * x**2).sum() + (x**4).sum(), torch.zeros(3)),
+        "at the origin": (lambda x: 0.5 * (λ * x**2).sum(), 1e-9 * torch.ones(3)),
+    }[case]
+    atol = 1e-12 if case in {"stationary", "at the origin"} and name == "rkc" else 0.0
+    ds = gradflow.integrate(
+        loss, theta.double(), method=name, max_steps=6, atol=atol, save_every=gradflow.steps(1), **options
+    )
+    assert ds.attrs["success"], ds.attrs["message"]
+    assert ds.attrs["n_steps"] == 6
+    assert np.isfinite(ds.theta).all()
+    assert np.all(np.diff(ds.time) > 0)
+
+
+def test_a_refused_step_makes_rkc_measure_again():
+    """The curvature jumps: what was measured before is not trusted after the loss has risen."""
+
+    def loss(x):
+        return (torch.where(x > 0, 0.5 * 400 * x**2, 0.5 * x**2) - 2.0 * x).sum()
+
+    theta = torch.tensor([-1.0], dtype=torch.float64)
+    ds = gradflow.integrate(loss, theta, method="rkc", rtol=10.0, t_max=3.0, save_every=gradflow.steps(1))
+    assert ds.attrs["n_rejected_steps"] >= 1
+    assert np.all(np.diff(ds.train_loss) <= 1e-12)
+    assert float(ds.params[0]) == pytest.approx(2 / 400, rel=1e-3)
 
 
 def test_the_first_step_is_found_by_trial():
@@ -439,7 +493,7 @@ def test_rkc_measures_a_rising_sharpness_often_and_a_steady_one_seldom():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "options", "fewer"), [("exprb43", {"dense": False, "krylov_tol": 1e-3}, 60), ("rkc", {}, 20)]
+    ("name", "options", "fewer"), [("exprb43", {"dense": False, "krylov_tol": 1e-3}, 15), ("rkc", {}, 10)]
 )
 def test_a_sharpening_flow_costs_a_fraction_of_rk4(name, options, fewer):
     """Chebyshev-3 to t = 300, λ₁ from 4 to 10, at an error of 1e-3 of the way."""
@@ -453,7 +507,7 @@ def test_a_sharpening_flow_costs_a_fraction_of_rk4(name, options, fewer):
     error = np.linalg.norm(run.params.values - reference) / np.linalg.norm(reference - theta.numpy())
     assert error < 5e-3
     cost = [float(ds.n_gradients[-1] + ds.n_hvps[-1]) for ds in (rk4, run)]
-    assert cost[0] > fewer * cost[1] / 4, cost
+    assert cost[0] > fewer * cost[1], cost
 
 
 def test_options_are_checked():
@@ -468,3 +522,28 @@ def test_options_are_checked():
         METHODS["rkc"](max_stages=1)
     with pytest.raises(InvalidInputError, match="damping > 0"):
         METHODS["rkc"](damping=0.0)
+
+
+# ---------------------------------------------------------------------- auto
+
+
+def test_auto_chooses_by_size_and_memory_and_says_so():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(20, 50), nn.Tanh(), nn.Linear(50, 1))
+    g = torch.Generator().manual_seed(0)
+    data = TensorDataset(torch.randn(64, 20, generator=g), torch.randn(64, 1, generator=g))
+    roomy = LossFunction(data, nn.MSELoss(), net, batch_size=16)
+    tight = LossFunction(data, nn.MSELoss(), net, batch_size=16, memory_budget=1)
+    small, _, _ = problems.load("chebyshev-3-20", "regression", "mse")
+    for loss, expected in (
+        (roomy, "exprb43"),
+        (tight, "rkc"),
+        (small, "rkc"),
+        (lambda x: (x**2).sum(), "exprb43"),
+    ):
+        theta = torch.ones(3) if not isinstance(loss, LossFunction) else None
+        ds = gradflow.integrate(loss, theta, method="auto", rtol=1e-3, max_step=0.1, t_max=0.2)
+        assert ds.attrs["method"] == expected
+        stored = json.loads(ds.attrs["gradflow_config"])["options"]
+        assert (stored["rtol"], stored["max_step"]) == (1e-3, 0.1)

@@ -125,6 +125,7 @@ class Stepper:
         NumericalFailure
             If there is no good state to step to; the present one stays.
         """
+        self.result = None  # with its interpolant, which may hold what the step was computed in
         h = math.inf
         for attempt in range(_MAX_REJECTIONS + 1):
             proposal = self._propose(fresh=attempt > 0)
@@ -135,11 +136,13 @@ class Stepper:
             self.n_rejected += result.n_rejected
             if result.h is not None:
                 lands, h = lands and result.h >= h, result.h
+                self._check_size(h)
             new = self.flow.at(result.theta, result.known)
             rises = self._rises(new)
             if not agree(rises and self.integrator.watches_loss and attempt < _MAX_REJECTIONS):
                 break
             self.n_rejected += 1
+            self._state = self.integrator.refused(h, self._state)
         if not new.is_finite:
             raise NumericalFailure(
                 Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to a loss of {new.loss}"
@@ -192,6 +195,8 @@ class Stepper:
         with_eigenvectors: bool,
     ) -> StepReport:
         before, self.point = self.point, new
+        if result.pairs is not None and result.pairs.vectors.shape[1]:
+            self.flow.spectrum.offer(before.linearization, result.pairs)
         self.result, self._state, self._rule_state = result, result.state, proposal.state
         self.n_steps += 1
         if landed_on is not None:

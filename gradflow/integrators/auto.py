@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from gradflow.integrators.exprb import Exprb43
+from gradflow.integrators.exprb import DENSE_BELOW, Exprb43
 from gradflow.integrators.rkc import RKC
 from gradflow.loss import LossFunction
 
@@ -17,9 +17,11 @@ from gradflow.loss import LossFunction
 class Auto(Exprb43):
     """The flow to a tolerance, by the method that costs least.
 
-    That is `exprb43` where Hessian–vector products come from a kept graph, and `rkc`, which needs few of
-    them, where the graphs of all chunks don't fit in the loss's memory budget, so that every product
-    computes its own (docs/benchmarks.md). The record names the method that was chosen, with its options.
+    That is `exprb43`, whose cost hardly grows with λ₁, and `rkc` in two cases: for P ≤ 400, where its gradients
+    cost less than the dense Hessian that `exprb43` takes there, and where the graphs of all chunks don't fit
+    in the loss's memory budget, so that every Hessian–vector product computes its own. Giving an option that
+    `exprb43` alone has, chooses that; so does a callable loss. The record names the method that was chosen,
+    with its options.
 
     Parameters
     ----------
@@ -45,7 +47,11 @@ class Auto(Exprb43):
 
     def resolve(self, loss: LossFunction) -> Any:
         """Choose, and hand the options on."""
+        P = loss.n_parameters
         keeps_graphs = loss.source.keeps_graphs(torch.empty(0, dtype=loss.dtype or torch.float64))
-        method: type[Exprb43] | type[RKC] = Exprb43 if keeps_graphs else RKC
+        wins = keeps_graphs and (P is None or P > DENSE_BELOW)
+        own = ("krylov_tol", "max_basis", "dense")
+        asked_for = any(getattr(self, name) != getattr(type(self), name) for name in own)
+        method: type[Exprb43] | type[RKC] = Exprb43 if wins or asked_for else RKC
         taken = [field.name for field in dataclasses.fields(method) if hasattr(self, field.name)]
         return method(**{name: getattr(self, name) for name in taken}).resolve(loss)

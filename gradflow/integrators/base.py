@@ -112,6 +112,10 @@ class Integrator(ABC):
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take one step of size h from a point."""
 
+    def refused(self, h: float, state: Any) -> Any:
+        """Give the state to go on from after a step of size h was refused, because the loss rose."""
+        return state
+
     def portable(self, state: Any) -> Any:
         """Give what of a state a checkpoint needs: tensors, arrays and numbers."""
         return state

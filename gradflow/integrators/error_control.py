@@ -15,13 +15,13 @@ from torch import Tensor
 from gradflow.errors import IntegrationWarning
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
 from gradflow.integrators.flow import Point
-from gradflow.integrators.step_rules import NoLimit
+from gradflow.integrators.step_rules import NoLimit, divide
 from gradflow.spectrum import Eigenpairs
 
 _SAFETY = 0.9
 _SHRINK, _GROW = 0.1, 5.0
 #: In the first step, whose size is a guess, an attempt that could have been this much longer is taken again.
-_TOO_SMALL, _GROW_FIRST = 2.0, 1e3
+_TOO_SMALL, _GROW_FIRST, _ENLARGEMENTS = 2.0, 1e3, 8
 _MAX_ATTEMPTS = 40
 _LARGEST = 1e100
 #: Smallest rtol in machine epsilons: a tenth of it, which the φ-functions are computed to, is still above rounding.
@@ -122,7 +122,7 @@ class ErrorControlled(Integrator):
     def attempt(self, point: Point, work: Any, h: float, tol: float) -> Attempt:
         """Try a step of size h; `tol` is the tolerance in units of θ."""
 
-    def rejected(self, point: Point, work: Any) -> Any:
+    def missed(self, point: Point, work: Any) -> Any:
         """Compute anew what may have been wrong in an attempt that missed its tolerance."""
         return work
 
@@ -152,16 +152,18 @@ class ErrorControlled(Integrator):
         size_θ, q = norm(point.theta), self.error_order
         rtol = max(self.rtol, _LEAST * torch.finfo(point.theta.dtype).eps)
         first = state.size is None
-        size = self.first_size(point, work) if state.size is None else state.size
+        size = self._first_size(point, work) if state.size is None else state.size
         grow = _GROW_FIRST if first else _GROW
         n_rejected = 0
         while True:
             trial = min(size, h, self.max_step)
+            trial = h if h - trial <= 1e-9 * trial else trial  # lands on h in spite of rounding
             attempt = self.attempt(point, work, trial, self.atol + rtol * size_θ)
             tol = self.atol + rtol * max(size_θ, norm(attempt.theta))
-            error = attempt.error / tol if math.isfinite(attempt.error) and math.isfinite(tol) else math.inf
+            error = _ratio(attempt.error, tol)
             factor = min(grow, max(_SHRINK, _SAFETY * error ** (-1 / q))) if error > 0 else grow
-            if error <= 1 and not (first and factor >= _TOO_SMALL and attempt.h == size):
+            too_small = first and factor >= _TOO_SMALL and attempt.h == size and n_rejected < _ENLARGEMENTS
+            if error <= 1 and not too_small:
                 break
             n_rejected += 1
             if n_rejected == _MAX_ATTEMPTS:
@@ -171,7 +173,7 @@ class ErrorControlled(Integrator):
             size = attempt.h * factor
             if error > 1:
                 grow = 1.0
-                work = self.rejected(point, work)
+                work = self.missed(point, work)
         # A step that was cut short, to land on a time, says little about the next.
         size = max(attempt.h * factor, size if attempt.h == trial < size else 0.0)
         return StepResult(
@@ -185,9 +187,25 @@ class ErrorControlled(Integrator):
             pairs=self.pairs(work),
         )
 
+    def _first_size(self, point: Point, work: Any) -> float:
+        """Bound the method's guess by the time in which θ would change by its own length, or by 1."""
+        speed = norm(point.gradient)
+        return min(self.first_size(point, work), divide(1 + norm(point.theta), speed) if speed > 0 else 1.0)
+
+    def refused(self, h: float, state: Control) -> Control:
+        """Go on from half the size, and from nothing that was carried along."""
+        return Control(h / 2)
+
     def portable(self, state: Control) -> dict[str, Any]:
         """Give the step size and the method's memory."""
         return {"size": state.size, "memory": state.memory}
+
+
+def _ratio(error: float, tol: float) -> float:
+    """Give error/tol; infinite where either is not a number that can be trusted."""
+    if not (math.isfinite(error) and math.isfinite(tol)):
+        return math.inf
+    return error / tol if tol > 0 else (0.0 if error == 0 else math.inf)
 
 
 def norm(theta: Tensor) -> float:

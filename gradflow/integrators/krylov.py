@@ -19,6 +19,8 @@ from gradflow.spectrum import Eigenpairs, SymmetricOperator
 _RITZ_TOL = 1e-2
 #: Vectors beyond its capacity that a space can take in without multiplying them.
 _GUESTS = 100
+#: h·λ ≥ −50.
+_MAX_GROWTH = 50.0
 _NOT_FINITE = "the Hessian is not finite where loss and gradient are"
 
 
@@ -54,7 +56,10 @@ class PhiSpace(Protocol):
         """Take a vector, shape (P,), into the space."""
 
     def resolve(self, terms: Sequence[Term], tol: float, *, room: float = 1.0) -> float:
-        """Grow until no term's error exceeds `tol`, or that part of the room is used; give the largest error."""
+        """Grow until no term's error exceeds `tol`, or that part of the room is used; give the largest error.
+
+        It is infinite where −h times the smallest eigenvalue exceeds 50, so that no φ overflows.
+        """
 
     def evaluate(self, term: Term) -> np.ndarray:
         """Give the coordinates of a term."""
@@ -115,7 +120,7 @@ class KrylovSpace:
         self.n_hvp = 0
         self._operator = operator
         self._capacity = min(capacity, P)
-        self._Q = torch.empty(0, P, dtype=operator.dtype, device=operator.device)
+        self._Q = torch.empty(self._capacity + 1, P, dtype=operator.dtype, device=operator.device)
         self._T = np.zeros((self._capacity + _GUESTS,) * 2)
         self._n = 0
         self._A: list[int] = []
@@ -146,7 +151,7 @@ class KrylovSpace:
         rest = rest - again @ Q
         z = np.zeros(len(self._T))
         z[: self._n] = (c + again).cpu().numpy()
-        norm = float(torch.linalg.vector_norm(rest))
+        norm = float(torch.linalg.vector_norm(rest, dtype=torch.float64))
         if norm > 10 * torch.finfo(rest.dtype).eps * math.hypot(norm, float(np.linalg.norm(z))):
             z[self._n] = norm
             self._append(rest / norm)
@@ -154,7 +159,7 @@ class KrylovSpace:
 
     def _append(self, unit: Tensor) -> None:
         if self._n == len(self._Q):
-            larger = self._Q.new_empty(max(16, 3 * self._n // 2), self._Q.shape[1])
+            larger = self._Q.new_empty(self._n + 8, self._Q.shape[1])
             larger[: self._n] = self._Q
             self._Q = larger
         self._Q[self._n] = unit
@@ -164,6 +169,8 @@ class KrylovSpace:
     def resolve(self, terms: Sequence[Term], tol: float, *, room: float = 1.0) -> float:
         """Grow until no term's error exceeds `tol`, or that part of the room is used; give the largest error."""
         while True:
+            if _overflows(self._eigh()[0], terms):
+                return math.inf
             leaks = [self._leak(term) for term in terms]
             errors = [float(np.linalg.norm(leak)) for leak in leaks]
             worst = int(np.argmax(errors))
@@ -172,6 +179,8 @@ class KrylovSpace:
             i = self._B[int(np.argmax(leaks[worst]))]
             for _ in range(1 + len(self._A) // 16):  # a check costs O(|A|³): once every few products
                 if len(self._A) >= room * self._capacity:
+                    if _overflows(self._eigh()[0], terms):
+                        return math.inf
                     return max(float(np.linalg.norm(self._leak(term))) for term in terms)
                 n = self._n
                 self.multiply(i)
@@ -256,7 +265,7 @@ class DenseSpace:
 
     def resolve(self, terms: Sequence[Term], tol: float, *, room: float = 1.0) -> float:
         """Nothing is left to resolve."""
-        return 0.0
+        return math.inf if _overflows(self._λ, terms) else 0.0
 
     def evaluate(self, term: Term) -> np.ndarray:
         """Give the coordinates of a term."""
@@ -282,9 +291,14 @@ class DenseSpace:
         """Give the k largest eigenpairs."""
         λ = torch.from_numpy(self._λ[::-1][:k].copy())
         k = len(λ)
-        zeros = torch.zeros(k, dtype=torch.float64)
+        zeros = torch.zeros(k, dtype=torch.float64, device="cpu")
         vectors = torch.from_numpy(self._V[:, ::-1][:, :k].copy()).to(self._like)
         return Eigenpairs(λ, vectors, zeros, 0, zeros == 0, float(np.abs(self._λ).max()))
+
+
+def _overflows(λ: np.ndarray, terms: Sequence[Term]) -> bool:
+    """Whether a term follows exponential growth too far."""
+    return bool(len(λ) and max(-term.h * λ[0] for term in terms) > _MAX_GROWTH)
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:

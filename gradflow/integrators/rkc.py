@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradflow.integrators.base import check_count, check_number
-from gradflow.integrators.error_control import Attempt, ErrorControlled, norm
+from gradflow.integrators.error_control import Attempt, Control, ErrorControlled, norm
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import divide, usable
 from gradflow.spectrum import Eigenpairs
@@ -89,7 +90,7 @@ class RKC(ErrorControlled):
     def _measure(point: Point) -> _Sharpness:
         pairs = usable(point.top(1, tol=_SHARPNESS_TOL))
         # What is kept from step to step is λ₁ alone, not its eigenvector.
-        return _Sharpness(dataclasses.replace(pairs, vectors=pairs.vectors[:, :0]))
+        return _Sharpness(dataclasses.replace(pairs, vectors=pairs.vectors[:, :0].clone()))
 
     def first_size(self, point: Point, sharpness: _Sharpness) -> float:
         """Give 1/λ₁."""
@@ -102,27 +103,42 @@ class RKC(ErrorControlled):
         s = stages_for(h * λ, self.damping, self.max_stages)
         c = chebyshev(s, self.damping)
         f, y, F0 = point.flow, point.theta, -point.gradient
-        before, now = y, y + c.first * h * F0
-        for j in range(2, s + 1):
-            μ, ν, μ_, γ_ = c.coefficients[j - 2]
-            before, now = now, (1 - μ - ν) * y + μ * now + ν * before + h * (μ_ * f(now) + γ_ * F0)
+        # In terms of Yⱼ − y, whose rounding errors are relative to the step rather than to θ.
+        before, d = torch.zeros_like(y), c.first * h * F0
+        for μ, ν, μ_, γ_ in c.coefficients:
+            before, d = d, μ * d + ν * before + h * (μ_ * f(y + d) + γ_ * F0)
+        now = y + d
         value, gradient = f.evaluate(now)
         F1 = -gradient
-        error = 0.8 * (y - now) + 0.4 * h * (F0 + F1)
+        error = 0.4 * h * (F0 + F1) - 0.8 * d
 
         def hermite(x: float) -> Tensor:
-            a, b, d = (1 + 2 * x) * (1 - x) ** 2, x * (1 - x) ** 2, x * x * (x - 1)
-            return a * y + (1 - a) * now + h * (b * F0 + d * F1)
+            a, b, e = (1 + 2 * x) * (1 - x) ** 2, x * (1 - x) ** 2, x * x * (x - 1)
+            return y + (1 - a) * d + h * (b * F0 + e * F1)
 
         return Attempt(now, h, norm(error), hermite, (value, gradient))
 
-    def rejected(self, point: Point, sharpness: _Sharpness) -> _Sharpness:
+    def missed(self, point: Point, sharpness: _Sharpness) -> _Sharpness:
         """Measure λ₁ here, if that has not been done."""
         return self._measure(point) if sharpness.age else sharpness
 
     def memory(self, sharpness: _Sharpness) -> _Sharpness:
         """Carry λ₁ on."""
         return dataclasses.replace(sharpness, age=sharpness.age + 1)
+
+    def portable(self, state: Control) -> dict[str, Any]:
+        """Give the step size, λ₁, and when it was measured."""
+        carried = state.memory
+        if carried is None:
+            return {"size": state.size}
+        pairs = carried.pairs
+        return {
+            "size": state.size,
+            "values": pairs.values,
+            "scale": pairs.scale,
+            "age": carried.age,
+            "every": carried.every,
+        }
 
     def pairs(self, sharpness: _Sharpness) -> Eigenpairs:
         """Give λ₁ as the step used it."""

@@ -129,6 +129,8 @@ class Linearization:
             blocks = _split_like(rows, self._leaves)
             try:
                 return _second_derivative(grads, self._leaves, blocks, batched=True)
+            except torch.OutOfMemoryError:
+                raise
             except RuntimeError:  # an operation that torch can't batch
                 pass
         products = [_second_derivative(grads, self._leaves, _split_like(v, self._leaves)) for v in rows]

@@ -75,6 +75,9 @@ def lanczos_density(
                 break
             V = torch.cat([V, new], 1)
         T = (V.T @ HV).to("cpu", torch.float64)
+        if not bool(torch.isfinite(T).all()):
+            nodes[row] = weights[row] = torch.nan
+            continue
         ritz, rotation = torch.linalg.eigh(0.5 * (T + T.T))
         nodes[row, : len(ritz)] = ritz
         weights[row, : len(ritz)] = rotation[0] ** 2

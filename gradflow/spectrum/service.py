@@ -134,6 +134,12 @@ class SpectrumService:
             else None
         )
 
+    def offer(self, linearization: Any, pairs: Eigenpairs) -> None:
+        """Take top pairs that were found otherwise as vectors from which the next solve starts."""
+        key = self._key(linearization)
+        assert key is not None
+        self._trails["top"] = self._trails.get("top", _Trail()).then(pairs.vectors, key.theta)
+
     @property
     def basis(self) -> Tensor | None:
         """The last basis of :meth:`top`, shape (P, m)."""
