@@ -39,6 +39,7 @@ lint: $(INSTALLED)
 examples: $(INSTALLED)
 	$(BIN)/python examples/digits.py --small --out-dir demo/small
 	$(BIN)/python examples/compare_integrators.py --small --out-dir demo/small
+	$(BIN)/python examples/cifar_flow.py --small --out-dir demo/small
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -42,10 +42,10 @@ def main() -> None:
     print(
         f"fc-tanh with {len(params):,} parameters on {train.n_samples:,} digits, squared error, to t = {t_max:g}"
     )
-    flow = gradflow.integrate(train, params, method="rk4", out=args.out_dir / "flow.nc", **shared)
+    flow = gradflow.integrate(train, params, method="auto", out=args.out_dir / "flow.nc", **shared)
     gd = gradflow.integrate(train, params, method="gd", lr=0.6, out=args.out_dir / "gd.nc", **shared)
 
-    print(f"\n{'':28}{'gradient flow (rk4)':>22}{'gradient descent':>20}")
+    print(f"\n{'':28}{f'gradient flow ({flow.method})':>25}{'gradient descent':>20}")
     a, b = summary(flow), summary(gd)
     for label, key, form in (
         ("training loss", "train_loss", ".5f"),
@@ -56,7 +56,7 @@ def main() -> None:
         ("Hessian-vector products", "n_hvps", ",d"),
         ("seconds", "wall_time", ".1f"),
     ):
-        print(f"{label:28}{a[key]:>22{form}}{b[key]:>20{form}}")
+        print(f"{label:28}{a[key]:>25{form}}{b[key]:>20{form}}")
 
     difference = gradflow.compare(gd, flow)
     last = difference.isel(time=-1)

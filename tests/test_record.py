@@ -30,7 +30,7 @@ def full_run(out=None, **kwargs):
     train, test, theta = problems.load("digits", "fc-tanh-depth1", "ce", dtype=torch.float64)
     options = {
         "method": "rk4", "t_max": 1.0, "save_every": 0.25, "n_eigs": 2, "n_projections": 3, "params_every": 0.5,
-        "test": test, "out": out,
+        "test": test, "out": out, "density_at": [-1.0, 0.0, 2.0], "density_every": 1.0,
     }  # fmt: skip
     return gradflow.integrate(train, theta, **(options | kwargs))
 
@@ -42,8 +42,8 @@ def test_the_file_holds_every_variable_of_the_schema(tmp_path):
     with xr.open_dataset(path) as ds:  # nothing but xarray
         dims = {v.name: v.dims for v in VARIABLES}
         assert {str(name): array.dims for name, array in ds.variables.items()} == dims
-        assert dict(ds.sizes) == {"time": 5, "eig": 2, "proj": 3, "param": 64 * 200 + 200 + 2010}
-        assert set(ds.coords) == {"time", "step"}
+        assert dict(ds.sizes) == {"time": 5, "eig": 2, "x": 3, "proj": 3, "param": 64 * 200 + 200 + 2010}
+        assert set(ds.coords) == {"time", "step", "x"}
         for name, array in ds.variables.items():
             assert array.attrs["units"] in {"1", "s"}, name
             assert array.attrs["long_name"], name
@@ -229,7 +229,7 @@ def test_checkpoints_hold_the_state_of_the_run(tmp_path):
         assert np.array_equal(state["theta"], ds.theta[row])
         assert sum(state["clock"]) == float(ds.time[row])
         assert state["n_gradients"] == int(ds.n_gradients[row])
-        assert state["spectrum"]["bases"]["top"].shape[0] == 300
+        assert state["spectrum"]["trails"]["top"]["bases"][-1].shape[0] == 300
     ds.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.nc"]
 

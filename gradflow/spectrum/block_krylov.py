@@ -21,7 +21,7 @@ def block_krylov(task: Task) -> Solution:
     """Compute the algebraically largest k eigenpairs of a symmetric operator.
 
     The search space V starts as the given vectors (cold: k + 2 random ones), and grows by the residual
-    H x − λ x of the Ritz pair that is furthest from converged, one product at a time; each product is kept.
+    H x − λ x of the largest Ritz pair that has not converged, one product at a time; each product is kept.
     When V is full (4k + 20 vectors), the better half of its Ritz vectors is kept (thick restart, Wu & Simon
     2000). The Rayleigh–Ritz problem is solved in float64.
 
@@ -42,35 +42,40 @@ def block_krylov(task: Task) -> Solution:
     while len(space) < k and space.grow(task.random(k - len(space))):
         pass
 
-    probes, guard = 0, -torch.inf
+    probes, guard, first = 0, -torch.inf, 0
     while True:
-        pairs, ritz, rotation, defects = space.ritz()
-        finite = bool(torch.isfinite(pairs.values).all())
+        ritz, rotation = space.ritz()
         before, guard = guard, float(ritz[k]) if len(ritz) > k else -torch.inf
         rising = guard - before > RISING * abs(float(ritz[k - 1])) and probes < MOST_PROBES
         probing = (probes < PROBES or rising) and len(space) < P
-        done = bool(pairs.converged.all()) and not probing
-        if agree(done or not finite or space.n_hvp >= task.max_hvps):
-            break
-        worst = pairs.residuals.argmax()
-        block = defects[:, worst : worst + 1] if not pairs.converged[worst] else task.empty()
+        # Pairs are looked at from the largest on; what has converged is looked at again in the end.
+        first, defect = space.unconverged(ritz, rotation, first)
+        if agree(not space.is_finite or space.n_hvp >= task.max_hvps or (defect is None and not probing)):
+            pairs, _, full, _ = space.extract()
+            if not space.is_finite or space.n_hvp >= task.max_hvps or bool(pairs.converged.all()):
+                break
+            first, defect = space.unconverged(ritz, rotation, 0)
+        block = task.empty() if defect is None else defect[:, None]
         if probing:
             block = torch.cat([block, space.image(rotation[:, k : k + GUARDS])], 1)
             probes += 1
-        space.make_room(block.shape[1], rotation, keep=k + GUARDS)
+        space.make_room(block.shape[1], ritz, rotation, keep=k + GUARDS)
         if not space.grow(block) and not space.grow(task.random(1)):
+            pairs, _, full, _ = space.extract()
             break
-    return Solution(pairs, space.vectors(rotation[:, : k + GUARDS]))
+    return Solution(pairs, space.vectors(full[:, : k + GUARDS]))
 
 
 class _SearchSpace:
-    """An orthonormal basis V with H V, by rows in one buffer each."""
+    """An orthonormal basis V with H V, by rows in one buffer each, and T = Vᵀ H V in float64."""
 
     def __init__(self, task: Task, capacity: int) -> None:
         self._task = task
         self._capacity = capacity
         self._V = task.empty().T
         self._HV = self._V
+        self._T = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
+        self._scale = 0.0
         self._n = 0
         self.n_hvp = 0
 
@@ -83,10 +88,12 @@ class _SearchSpace:
         b = new.shape[1]
         if b:
             self._reserve(self._n + b)
+            image = (self._task.operator @ new).T
             self._V[self._n : self._n + b] = new.T
-            self._HV[self._n : self._n + b] = (self._task.operator @ new).T
+            self._HV[self._n : self._n + b] = image
             self._n += b
             self.n_hvp += b
+            self._project(b)
         return bool(b)
 
     def _reserve(self, n: int) -> None:
@@ -96,23 +103,61 @@ class _SearchSpace:
             V[: self._n], HV[: self._n] = self._V[: self._n], self._HV[: self._n]
             self._V, self._HV = V, HV
 
-    def make_room(self, b: int, rotation: Tensor, keep: int) -> None:
+    def _project(self, b: int) -> None:
+        """Extend T by the last b vectors."""
+        V, image = self._V[: self._n], self._HV[self._n - b : self._n]
+        rows = (image @ V.T).to("cpu", torch.float64)
+        T = torch.zeros(self._n, self._n, dtype=torch.float64, device="cpu")
+        T[:-b, :-b] = self._T
+        T[-b:], T[:, -b:] = rows, rows.T
+        T[-b:, -b:] = 0.5 * (rows[:, -b:] + rows[:, -b:].T)
+        self._T = T
+        norms = torch.linalg.vector_norm(image, dim=1, dtype=torch.float64)
+        self._scale = max(self._scale, float(norms.max()))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether H has been, so far."""
+        return bool(torch.isfinite(self._T).all())
+
+    def make_room(self, b: int, ritz: Tensor, rotation: Tensor, keep: int) -> None:
         """Keep the better half of the Ritz vectors if b more vectors would be too many."""
         if self._n + b > self._capacity and self._capacity < self._task.P:
-            best = rotation[:, : max(keep, self._capacity // 2)].T
-            n = len(best)
+            n = max(keep, self._capacity // 2)
+            best = rotation[:, :n].T.to(self._V)
             self._V[:n], self._HV[:n] = best @ self._V[: self._n], best @ self._HV[: self._n]
+            self._T = torch.diag(ritz[:n])
             self._n = n
 
-    def ritz(self) -> tuple[Eigenpairs, Tensor, Tensor, Tensor]:
-        """Give the top pairs, all Ritz values, the Ritz vectors in terms of V, and the pairs' residuals."""
+    def ritz(self) -> tuple[Tensor, Tensor]:
+        """Give all Ritz values, largest first, and the Ritz vectors in terms of V, in float64."""
+        if not self.is_finite:
+            nan = torch.full((self._n,), torch.nan, dtype=torch.float64)
+            return nan, torch.eye(self._n, dtype=torch.float64)
+        ritz, rotation = torch.linalg.eigh(self._T)
+        return ritz.flip(0), rotation.flip(1)
+
+    def unconverged(self, ritz: Tensor, rotation: Tensor, first: int) -> tuple[int, Tensor | None]:
+        """Give the first pair from `first` on that has not converged, and its H x − λ x, shape (P,)."""
+        V, HV = self._V[: self._n], self._HV[: self._n]
+        scale = max(self._scale, float(ritz.abs().max()))
+        for j in range(first, self._task.k):
+            y = rotation[:, j].to(V)
+            defect = y @ HV - float(ritz[j]) * (y @ V)
+            size = float(torch.linalg.vector_norm(defect, dtype=torch.float64))
+            if not size <= self._task.tol * (scale if scale > 0 else 1.0):
+                return j, defect
+        return self._task.k, None
+
+    def extract(self) -> tuple[Eigenpairs, Tensor, Tensor, Tensor]:
+        """Give the top pairs with their residuals, as :func:`rayleigh_ritz` does."""
         V, HV = self._V[: self._n].T, self._HV[: self._n].T
-        return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp)
+        return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self._scale)
 
     def vectors(self, rotation: Tensor) -> Tensor:
         """Give V times columns."""
-        return self._V[: self._n].T @ rotation
+        return self._V[: self._n].T @ rotation.to(self._V)
 
     def image(self, rotation: Tensor) -> Tensor:
         """Give H V times columns."""
-        return self._HV[: self._n].T @ rotation
+        return self._HV[: self._n].T @ rotation.to(self._V)
