@@ -8,8 +8,8 @@ memory is that of a process of its own, less what it holds before the first call
 
 import argparse
 import multiprocessing
-import resource
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,7 +59,7 @@ def by_curvlinops(loss: gradflow.LossFunction, v: torch.Tensor) -> Callable[[], 
     H = HessianLinearOperator(
         risk.net,
         criterion,
-        dict(risk.net.named_parameters()),
+        list(risk.net.parameters()),
         [risk.data.dataset.tensors],
         check_deterministic=False,
     )
@@ -126,7 +126,8 @@ def _one_size(n: int, width: int, rate: float, directory: str | None) -> dict[st
 def _peak(what: str, directory: str | None, queue: Any) -> None:
     loss = cifar(lambda: fc_tanh(200), 5000, "mse", directory)
     theta = loss.parameters()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten (Linux)
+    before = _status("VmRSS")
     if what == "bare torch: forward and backward":
         bare_gradient(loss)()
     elif what == "gradflow: gradient":
@@ -139,7 +140,13 @@ def _peak(what: str, directory: str | None, queue: Any) -> None:
         by_torch_func(loss, theta, theta)()
     else:
         by_curvlinops(loss, theta)()
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    queue.put((_status("VmHWM") - before) / 1024)
+
+
+def _status(key: str) -> int:
+    """Read a size of this process, in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def memory(directory: str | None) -> list[dict[str, object]]:

@@ -73,7 +73,7 @@ def main() -> None:
     args = parser.parse_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for n, width, steps in ((10, 32, 2000), (1000, 32, 2000), (5000, 128, 500), (20000, 128, 200)):
+        for n, width, steps in ((10, 32, 1000), (1000, 32, 1000), (5000, 128, 200), (20000, 128, 100)):
             loss = problem(n, width)
             for every in (1, 10):
                 for where in ("memory", "file"):
