@@ -31,6 +31,7 @@ def main() -> None:
         "--lr", type=float, default=0.02, help="learning rate of gradient descent (default: 0.02)"
     )
     parser.add_argument("--rtol", type=float, default=1e-3)
+    parser.add_argument("--every", type=float, default=0.5, help="time between records (default: 0.5)")
     parser.add_argument("--small", action="store_true", help="the digits, for a short time")
     parser.add_argument(
         "--out-dir", type=Path, default=Path("demo"), help="where the files go (default: demo)"
@@ -44,7 +45,7 @@ def main() -> None:
         train, test, params = gradflow.problems.load(
             f"cifar10-{args.images[0]}k", "fc-tanh", "mse", data=args.data
         )
-        t_max, every, lr = 200.0, 0.5, args.lr
+        t_max, every, lr = 200.0, args.every, args.lr
     shared = {"save_every": every, "n_eigs": 1, "n_projections": 100, "test": test, "overwrite": True}
 
     print(f"fc-tanh with {len(params):,} parameters on {train.n_samples:,} images, squared error")
@@ -69,6 +70,7 @@ def main() -> None:
         f"  loss {float(flow.train_loss[-1]):.4g}, training accuracy {float(flow.train_accuracy[-1]):.2%}, "
         f"λ₁ {λ[0]:.1f} → {λ[-1]:.1f}; rk4 with steps of 1/λ₁ would take {4 * np.trapezoid(λ, t):,.0f} gradients"
     )
+    print(end="", flush=True)
     gd = gradflow.integrate(
         train, params, method="gd", lr=lr, t_max=float(t[-1]), out=args.out_dir / "cifar_gd.nc", **shared
     )
