@@ -10,25 +10,9 @@ import argparse
 import warnings
 
 import numpy as np
-import torch
-from torch import nn
-from torch.utils.data import TensorDataset
+from common import cifar, fc_tanh
 
 import gradflow
-from gradflow.problems.datasets import load_data
-
-
-def problem(directory: str | None) -> gradflow.LossFunction:
-    """Make the loss, with torch's default initialisation from seed 0."""
-    data = load_data("cifar10-1k", directory)
-    targets = nn.functional.one_hot(data.train_targets[:500], 10).float()
-    torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Flatten(), nn.Linear(3072, 100), nn.Tanh(), nn.Linear(100, 100), nn.Tanh(), nn.Linear(100, 10)
-    )
-    return gradflow.LossFunction(
-        TensorDataset(data.train_inputs[:500].float(), targets), gradflow.HalfSquaredError(), net
-    )
 
 
 def main() -> None:
@@ -41,7 +25,7 @@ def main() -> None:
     parser.add_argument("--max-steps", type=int, default=600)
     args = parser.parse_args()
     warnings.simplefilter("ignore", gradflow.IntegrationWarning)
-    loss = problem(args.data)
+    loss = cifar(lambda: fc_tanh(100), 500, "mse", args.data)
     theta = loss.parameters()
     shared = {"t_max": args.t_max, "save_every": args.t_max}
     reference = gradflow.integrate(loss, theta, method="rk4", **shared)

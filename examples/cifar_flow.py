@@ -70,7 +70,6 @@ def main() -> None:
         f"  loss {float(flow.train_loss[-1]):.4g}, training accuracy {float(flow.train_accuracy[-1]):.2%}, "
         f"λ₁ {λ[0]:.1f} → {λ[-1]:.1f}; rk4 with steps of 1/λ₁ would take {4 * np.trapezoid(λ, t):,.0f} gradients"
     )
-    print(end="", flush=True)
     gd = gradflow.integrate(
         train, params, method="gd", lr=lr, t_max=float(t[-1]), out=args.out_dir / "cifar_gd.nc", **shared
     )

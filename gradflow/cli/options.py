@@ -117,7 +117,7 @@ def method_options() -> Iterator[click.Option]:
     """Make the options that set the options of the methods, each once."""
     taken: dict[str, tuple[Any, str, dict[str, str]]] = {}
     for cls in METHODS.values():
-        docs, hints = parameter_docs(cls.__doc__), typing.get_type_hints(cls)
+        docs, hints = _documented(cls), typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
             _, _, defaults = taken.setdefault(field.name, (hints[field.name], docs[field.name], {}))
             defaults[cls.family or cls.name] = _shown_default(field)
@@ -127,6 +127,14 @@ def method_options() -> Iterator[click.Option]:
         else:
             shown = ", ".join(method + default for method, default in defaults.items())
         yield _option(name, hint, None, f"[{shown}] {doc}")
+
+
+def _documented(cls: type) -> dict[str, str]:
+    """Read what a class and its bases say of its parameters; the class has the last word."""
+    docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        docs |= parameter_docs(base.__doc__)
+    return docs
 
 
 def _shown_default(field: dataclasses.Field[Any]) -> str:

@@ -65,7 +65,7 @@ class Integrator(ABC):
     To add one:
 
     1. A frozen dataclass in a file of its own, named as the method; its fields are its options, each with
-       its line under *Parameters* in the docstring (the command line takes its help from there).
+       its line under *Parameters* in the docstring, or in a base's (the command line takes its help from there).
     2. ``__post_init__`` checks the options and raises :class:`gradflow.errors.InvalidInputError`.
     3. ``name``, ``order`` (of convergence), ``discrete`` (an optimiser: one record a step, doesn't land on
        save times), ``keep_graph`` (products are

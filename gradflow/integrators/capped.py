@@ -23,7 +23,8 @@ class Capped(Integrator):
     Parameters
     ----------
     rtol : float, default 1e-4
-        Relative tolerance, in the library's meaning.
+        Relative tolerance, in the library's meaning: the root mean square over parameters of
+        error/(atol + rtol·max(|θₙ|, |θₙ₊₁|)) is at most 1.
     atol : float, default 1e-6
         Absolute tolerance, likewise.
     cap : bool, default True

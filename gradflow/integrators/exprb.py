@@ -80,18 +80,11 @@ class ExponentialRosenbrock(ErrorControlled):
 
     With H the Hessian at θₙ and F = −∇L(θₙ), the linear part of the flow around θₙ is followed exactly by
     φ-functions of −hH; what remains, D(U) = −∇L(U) − F + H (U − θₙ), is small of second order and not
-    stiff. So the step is limited by accuracy alone, whatever λ₁ is.
+    stiff. So the step is limited by accuracy alone, whatever λ₁ is. Options beside those of
+    :class:`ErrorControlled`:
 
     Parameters
     ----------
-    rtol : float, default 1e-4
-        Tolerance of a step relative to ‖θ‖₂.
-    atol : float, default 1e-6
-        Absolute tolerance of a step, in units of ‖θ‖₂.
-    max_step : float, default inf
-        Largest step in time.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
     krylov_tol : float, default 0.1
         Error of a φ-function's action over the tolerance of the step.
     max_basis : int, optional
@@ -119,16 +112,20 @@ class ExponentialRosenbrock(ErrorControlled):
         P = loss.n_parameters
         if P is None:
             return self
-        dense = P <= DENSE_BELOW if self.dense is None else self.dense
-        fits = loss.source.memory_budget // (4 * 8 * P)
-        max_basis = max(16, min(_MAX_BASIS, fits)) if self.max_basis is None else self.max_basis
-        return dataclasses.replace(self, dense=dense, max_basis=max_basis)
+        max_basis = self.max_basis
+        if max_basis is None and loss.memory_budget is not None:
+            max_basis = max(16, min(_MAX_BASIS, loss.memory_budget // (4 * 8 * P)))
+        return dataclasses.replace(self, dense=self._is_dense(P), max_basis=max_basis)
+
+    def _is_dense(self, P: int) -> bool:
+        return P <= DENSE_BELOW if self.dense is None else self.dense
 
     def prepare(self, point: Point, memory: None) -> _Local:
         """Make the space in which φ-functions are computed; attempts at one point share it."""
         H = point.linearization
-        dense = point.theta.numel() <= DENSE_BELOW if self.dense is None else self.dense
-        return _Local(point, DenseSpace(H) if dense else KrylovSpace(H, self.max_basis or _MAX_BASIS))
+        if self._is_dense(point.theta.numel()):
+            return _Local(point, DenseSpace(H))
+        return _Local(point, KrylovSpace(H, self.max_basis or _MAX_BASIS))
 
     def first_size(self, point: Point, local: _Local) -> float:
         """Give the inverse of the largest |eigenvalue| that F sees within a few products."""
@@ -175,26 +172,7 @@ class Exprb32(ExponentialRosenbrock):
 
         U = θₙ + h φ₁(−hH) F,     θₙ₊₁ = U + 2 h φ₃(−hH) D(U),
 
-    two gradients a step. See :class:`ExponentialRosenbrock`.
-
-    Parameters
-    ----------
-    rtol : float, default 1e-4
-        Tolerance of a step relative to ‖θ‖₂.
-    atol : float, default 1e-6
-        Absolute tolerance of a step, in units of ‖θ‖₂.
-    max_step : float, default inf
-        Largest step in time.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
-    krylov_tol : float, default 0.1
-        Error of a φ-function's action over the tolerance of the step.
-    max_basis : int, optional
-        Vectors in the Krylov space, of P numbers each; a step that needs more is shortened. Default: what
-        fits in a quarter of the loss's memory budget, at most 200.
-    dense : bool, optional
-        Use the eigendecomposition of the dense Hessian, at P products a step, in the place of Krylov
-        spaces. Default: for P ≤ 400.
+    two gradients a step. Options are those of :class:`ExponentialRosenbrock`.
     """
 
     name: ClassVar[str] = "exprb32"
@@ -217,26 +195,7 @@ class Exprb43(ExponentialRosenbrock):
         U₂ = θₙ + ½h φ₁(−½hH) F,     U₃ = θₙ + h φ₁(−hH) (F + D(U₂)),
         θₙ₊₁ = θₙ + h φ₁ F + h (16 φ₃ − 48 φ₄) D(U₂) + h (−2 φ₃ + 12 φ₄) D(U₃),
 
-    three gradients a step. See :class:`ExponentialRosenbrock`.
-
-    Parameters
-    ----------
-    rtol : float, default 1e-4
-        Tolerance of a step relative to ‖θ‖₂.
-    atol : float, default 1e-6
-        Absolute tolerance of a step, in units of ‖θ‖₂.
-    max_step : float, default inf
-        Largest step in time.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
-    krylov_tol : float, default 0.1
-        Error of a φ-function's action over the tolerance of the step.
-    max_basis : int, optional
-        Vectors in the Krylov space, of P numbers each; a step that needs more is shortened. Default: what
-        fits in a quarter of the loss's memory budget, at most 200.
-    dense : bool, optional
-        Use the eigendecomposition of the dense Hessian, at P products a step, in the place of Krylov
-        spaces. Default: for P ≤ 400.
+    three gradients a step. Options are those of :class:`ExponentialRosenbrock`.
     """
 
     name: ClassVar[str] = "exprb43"

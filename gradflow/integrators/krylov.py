@@ -127,10 +127,6 @@ class KrylovSpace:
         self._B: list[int] = []
         self._ritz: tuple[np.ndarray, np.ndarray] | None = None
 
-    def coordinates(self, vector: Tensor) -> np.ndarray:
-        """Take a vector, shape (P,), into the space."""
-        return self._take(vector)
-
     def multiply(self, i: int) -> None:
         """Multiply candidate i by H."""
         image = self._operator @ self._Q[i]
@@ -139,11 +135,11 @@ class KrylovSpace:
         self.n_hvp += 1
         self._B.remove(i)
         self._A.append(i)
-        self._T[:, i] = self._take(image)
+        self._T[:, i] = self.coordinates(image)
         self._ritz = None
 
-    def _take(self, vector: Tensor) -> np.ndarray:
-        """Give coordinates; what is orthogonal to the space, if more than rounding, becomes a candidate."""
+    def coordinates(self, vector: Tensor) -> np.ndarray:
+        """Take a vector, shape (P,), into the space: what is new of it, if more than rounding, as a candidate."""
         Q = self._Q[: self._n]
         c = Q @ vector
         rest = vector - c @ Q

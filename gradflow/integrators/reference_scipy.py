@@ -117,21 +117,7 @@ class SciPyExplicit(_SciPy, Capped):
     """An explicit Runge–Kutta method of SciPy, told the sharpness, in float64.
 
     As the adaptive methods of torchdiffeq: by default a step is at most 0.9 of the stability interval over λ₁,
-    and a step that raises the loss is rejected.
-
-    Parameters
-    ----------
-    rtol : float, default 1e-4
-        Relative tolerance, in the library's meaning: the root mean square over parameters of
-        error/(atol + rtol·max(|θₙ|, |θₙ₊₁|)) is at most 1.
-    atol : float, default 1e-6
-        Absolute tolerance, likewise.
-    cap : bool, default True
-        Keep h·λ₁ within the stability interval, and watch the loss; False is the bare library.
-    sharpness_every : float, optional
-        Time after which λ₁ is measured again at the latest. Default: whenever t has grown by ten steps.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
+    and a step that raises the loss is rejected. Options are those of :class:`Capped`.
     """
 
     family: ClassVar[str | None] = "explicit scipy"

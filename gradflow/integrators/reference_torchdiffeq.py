@@ -61,21 +61,11 @@ class TorchdiffeqAdaptive(Capped):
 
     Its error control sees an instability only once it has grown. So by default a step is at most 0.9 of the
     method's real stability interval over λ₁, and a step that raises the loss is rejected. θ within a step is
-    torchdiffeq's quartic interpolant, so that records don't shorten steps.
+    torchdiffeq's quartic interpolant, so that records don't shorten steps. Options beside those of
+    :class:`Capped`:
 
     Parameters
     ----------
-    rtol : float, default 1e-4
-        Relative tolerance, in the library's meaning: the root mean square over parameters of
-        error/(atol + rtol·max(|θₙ|, |θₙ₊₁|)) is at most 1.
-    atol : float, default 1e-6
-        Absolute tolerance, likewise.
-    cap : bool, default True
-        Keep h·λ₁ within the stability interval, and watch the loss; False is the bare library.
-    sharpness_every : float, optional
-        Time after which λ₁ is measured again at the latest. Default: whenever t has grown by ten steps.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
     options : mapping, optional
         Options of the library's solver, such as first_step, safety, ifactor or dfactor.
     """

@@ -41,18 +41,10 @@ class RKC(ErrorControlled):
     Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1997) 315–326. A step of size h takes the
     s ~ √(hλ₁) stages, of a gradient each, that make it stable; products with the Hessian are taken for λ₁
     alone: whenever it may have changed by 5 %, at the latest after 20 steps, and after a rejection. θ within
-    a step is the cubic Hermite interpolant.
+    a step is the cubic Hermite interpolant. Options beside those of :class:`ErrorControlled`:
 
     Parameters
     ----------
-    rtol : float, default 1e-4
-        Tolerance of a step relative to ‖θ‖₂.
-    atol : float, default 1e-6
-        Absolute tolerance of a step, in units of ‖θ‖₂.
-    max_step : float, default inf
-        Largest step in time.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
     damping : float, default 5.0
         ε in w₀ = 1 + ε/s². The published 2/13 has stability interval 0.653 (s² − 1) but leaves up to 0.95 of a
         stiff mode after a step, which the error estimate then sees for long; 5 leaves 0.38, on

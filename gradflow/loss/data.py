@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,6 +34,18 @@ def check_loader_options(options: dict[str, Any]) -> None:
                 f"LossFunction has no option {name!r}; "
                 + suggest(name, (_LOADER_OPTIONS - set(_FORBIDDEN)) | {"batch_size", "memory_budget"})
             )
+
+
+def default_memory_budget(device: torch.device) -> int:
+    """Half of the memory that is free on a device, in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    try:
+        with open("/proc/meminfo") as lines:
+            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return free // 2
 
 
 def as_chunk(items: Any) -> Chunk:

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 from gradflow.collective import agree
 from gradflow.errors import InvalidInputError, InvalidTypeError, NonDeterministicLossError
 from gradflow.loss.criteria import ChunkedCriterion, check_additive, resolve_reduction
-from gradflow.loss.data import Chunk, ChunkedData, cast, move
-from gradflow.loss.numerics import default_memory_budget, exact_derivatives
+from gradflow.loss.data import Chunk, ChunkedData, cast, default_memory_budget, move
+from gradflow.loss.numerics import exact_derivatives
 from gradflow.loss.parameters import ParameterLayout
 from gradflow.loss.source import Term
 

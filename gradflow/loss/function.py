@@ -151,6 +151,11 @@ class LossFunction:
         return self._risk.data.n_samples if self._risk else None
 
     @property
+    def memory_budget(self) -> int | None:
+        """Bytes that graphs and data may take; None for a callable."""
+        return self._risk.memory_budget if self._risk else None
+
+    @property
     def classifies(self) -> bool:
         """Whether the targets are classes, so that there is an accuracy."""
         return self._risk is not None and self._risk.classifies

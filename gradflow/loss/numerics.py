@@ -5,7 +5,6 @@ Process-wide switches are put back as they were when the block ends.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -51,15 +50,3 @@ def exact_derivatives(
                 )
             )
         yield
-
-
-def default_memory_budget(device: torch.device) -> int:
-    """Half of the memory that is free on a device, in bytes."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
-    try:
-        with open("/proc/meminfo") as lines:
-            free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    return free // 2

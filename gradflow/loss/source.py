@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradflow.errors import CriterionError
-from gradflow.loss.numerics import default_memory_budget, exact_derivatives
+from gradflow.loss.numerics import exact_derivatives
 
 Term = Callable[[Sequence[Tensor]], Tensor]
 
@@ -22,7 +22,6 @@ class LossSource(Protocol):
     """
 
     n_parameters: int | None
-    memory_budget: int
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into the tensors that the terms are functions of."""
@@ -60,7 +59,6 @@ class CallableLoss:
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function
-        self.memory_budget = default_memory_budget(torch.device("cpu"))
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Θ itself is the one leaf."""

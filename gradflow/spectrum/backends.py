@@ -17,7 +17,7 @@ from gradflow.spectrum.task import Solution, Task
 def dense(task: Task) -> Solution:
     """Form the matrix with P products and decompose it."""
     eye = torch.eye(task.P, device=task.operator.device, dtype=task.operator.dtype)
-    pairs, _, rotation, _ = rayleigh_ritz(eye, task.operator @ eye, task.k, task.tol, n_hvp=task.P)
+    pairs, rotation = rayleigh_ritz(eye, task.operator @ eye, task.k, task.tol, n_hvp=task.P)
     return Solution(pairs, rotation[:, : task.k + 1])
 
 
@@ -82,7 +82,7 @@ def power(task: Task) -> Solution:
     while True:
         HX = task.operator @ X
         n_hvp += X.shape[1]
-        pairs, _, rotation, _ = rayleigh_ritz(X, HX, k, task.tol, n_hvp=n_hvp, scale=scale)
+        pairs, rotation = rayleigh_ritz(X, HX, k, task.tol, n_hvp=n_hvp, scale=scale)
         scale = pairs.scale
         if bool(pairs.converged.all()) or n_hvp >= task.max_hvps or not np.isfinite(scale):
             return Solution(pairs, X @ rotation[:, : k + 1])
@@ -120,9 +120,7 @@ class _Products:
         basis = torch.cat([basis, orthonormalize(task.random(task.k - basis.shape[1]), basis)], 1)
         image = task.operator @ basis
         self.n_hvp += basis.shape[1]
-        pairs, _, rotation, _ = rayleigh_ritz(
-            basis, image, task.k, task.tol, n_hvp=self.n_hvp, scale=self.scale
-        )
+        pairs, rotation = rayleigh_ritz(basis, image, task.k, task.tol, n_hvp=self.n_hvp, scale=self.scale)
         return Solution(pairs, basis @ rotation)
 
     def _to_torch(self, block: np.ndarray) -> Tensor:

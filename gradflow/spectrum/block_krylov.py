@@ -51,7 +51,7 @@ def block_krylov(task: Task) -> Solution:
         # Pairs are looked at from the largest on; what has converged is looked at again in the end.
         first, defect = space.unconverged(ritz, rotation, first)
         if agree(not space.is_finite or space.n_hvp >= task.max_hvps or (defect is None and not probing)):
-            pairs, _, full, _ = space.extract()
+            pairs, full = space.extract()
             if not space.is_finite or space.n_hvp >= task.max_hvps or bool(pairs.converged.all()):
                 break
             first, defect = space.unconverged(ritz, rotation, 0)
@@ -61,7 +61,7 @@ def block_krylov(task: Task) -> Solution:
             probes += 1
         space.make_room(block.shape[1], ritz, rotation, keep=k + GUARDS)
         if not space.grow(block) and not space.grow(task.random(1)):
-            pairs, _, full, _ = space.extract()
+            pairs, full = space.extract()
             break
     return Solution(pairs, space.vectors(full[:, : k + GUARDS]))
 
@@ -149,8 +149,8 @@ class _SearchSpace:
                 return j, defect
         return self._task.k, None
 
-    def extract(self) -> tuple[Eigenpairs, Tensor, Tensor, Tensor]:
-        """Give the top pairs with their residuals, as :func:`rayleigh_ritz` does."""
+    def extract(self) -> tuple[Eigenpairs, Tensor]:
+        """Give the top pairs with their residuals, and all Ritz vectors, as :func:`rayleigh_ritz` does."""
         V, HV = self._V[: self._n].T, self._HV[: self._n].T
         return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self._scale)
 

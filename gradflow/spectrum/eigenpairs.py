@@ -48,7 +48,7 @@ class Eigenpairs:
 
 def rayleigh_ritz(
     basis: Tensor, image: Tensor, k: int, tol: float, *, n_hvp: int, scale: float = 0.0
-) -> tuple[Eigenpairs, Tensor, Tensor, Tensor]:
+) -> tuple[Eigenpairs, Tensor]:
     """Extract the top k Ritz pairs of a symmetric H from a subspace.
 
     Parameters
@@ -67,12 +67,8 @@ def rayleigh_ritz(
     Returns
     -------
     pairs : Eigenpairs
-    ritz : Tensor, shape (m,), float64, on the CPU
-        All Ritz values, largest first.
     rotation : Tensor, shape (m, m)
         All Ritz vectors in terms of `basis`, largest Ritz value first, in its dtype.
-    defects : Tensor, shape (P, k)
-        H x − λ x of the k pairs.
     """
     projected = (basis.T @ image).to("cpu", torch.float64)
     if not bool(torch.isfinite(projected).all()):
@@ -81,7 +77,7 @@ def rayleigh_ritz(
             nan, basis[:, :k], nan, n_hvp, torch.zeros(k, dtype=torch.bool, device="cpu"), torch.nan
         )
         eye = torch.eye(basis.shape[1], device=basis.device, dtype=basis.dtype)
-        return pairs, nan, eye, image[:, :k]
+        return pairs, eye
     ritz, rotation = torch.linalg.eigh(0.5 * (projected + projected.T))
     ritz, rotation = ritz.flip(0), rotation.flip(1)
     # Both bound max|λ| from below: Ritz values, and ‖H v‖ of unit vectors.
@@ -93,7 +89,7 @@ def rayleigh_ritz(
     norms = _norms(defects)
     residuals = norms / scale if scale > 0 else norms
     pairs = Eigenpairs(values, vectors, residuals, n_hvp, residuals <= tol, scale)
-    return pairs, ritz, local, defects
+    return pairs, local
 
 
 def _norms(block: Tensor) -> Tensor:

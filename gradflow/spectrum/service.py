@@ -134,11 +134,9 @@ class SpectrumService:
             else None
         )
 
-    def offer(self, linearization: Any, pairs: Eigenpairs) -> None:
-        """Take top pairs that were found otherwise as vectors from which the next solve starts."""
-        key = self._key(linearization)
-        assert key is not None
-        self._trails["top"] = self._trails.get("top", _Trail()).then(pairs.vectors, key.theta)
+    def offer(self, theta: Tensor, vectors: Tensor) -> None:
+        """Take the top eigenvectors at θ, shape (P, m), as those from which the next solve starts."""
+        self._trails["top"] = self._trails.get("top", _Trail()).then(vectors, theta)
 
     @property
     def basis(self) -> Tensor | None:
