@@ -181,7 +181,7 @@ def stable_solvers(
             t += report.dt if hasattr(report, "dt") else 1 / report.sharpness
             if time.perf_counter() - started > 300:
                 return Run(
-                    solver.params.numpy(), *counts.values(), math.nan, f"stopped at t = {t:.3g} after 120 s"
+                    solver.params.numpy(), *counts.values(), math.nan, f"stopped at t = {t:.3g} after 300 s"
                 )
         elapsed = time.perf_counter() - started
     finally:
@@ -333,6 +333,13 @@ def main() -> None:
         heading, rows = measure(name, problem, args.data, args.repeat)
         sections = {title: table for title, table in sections.items() if not title.startswith(f"{name},")}
         sections[heading] = rows
+        order = {
+            title: i
+            for i, known in enumerate(PROBLEMS)
+            for title in sections
+            if title.startswith(f"{known},")
+        }
+        sections = {title: sections[title] for title in sorted(order, key=order.__getitem__)}
         publish(
             args.name,
             args.out,

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 from gradflow import problems
-from gradflow.analysis import compare
+from gradflow.analysis import combine, compare, summary
 from gradflow.api import Solver, integrate, solver
 from gradflow.driver import StepReport, steps
 from gradflow.errors import GradflowError, GradflowWarning, IntegrationError, IntegrationWarning
@@ -18,6 +18,8 @@ from gradflow.integrators import (
     Exprb32,
     Exprb43,
     Integrator,
+    Nesterov,
+    Polyak,
 )
 from gradflow.loss import HalfSquaredError, LossFunction
 from gradflow.record import open_run
@@ -33,6 +35,8 @@ __all__ = [
     "integrate",
     "solver",
     "compare",
+    "combine",
+    "summary",
     "open_run",
     "steps",
     # parts
@@ -42,6 +46,8 @@ __all__ = [
     "Eigenpairs",
     "Integrator",
     "Euler",
+    "Polyak",
+    "Nesterov",
     "AdaptiveGD",
     "RK4",
     "RKC",

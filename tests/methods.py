@@ -36,6 +36,16 @@ def fixed_grid(name, low, high):
 
 OURS = [
     Method("gd", {"lr": 0.05}, lambda h: {"lr": h}, (0.9, 1.1), sharpness=False),
+    *(
+        Method(
+            name,
+            {"lr": 0.05, "momentum": 0.5},
+            lambda h: {"lr": 0.5 * h, "momentum": 0.5},
+            (0.9, 1.1),
+            sharpness=False,
+        )
+        for name in ("polyak", "nesterov")
+    ),
     Method("adaptive-gd", {"lr": 0.05}, lambda h: {"lr": h}, (0.9, 1.1), exact_gradient=False),
     Method("rk4", {}, lambda h: {"alpha": 2.7, "max_step": h}, (3.8, 4.2)),
     Method(

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 import zoo
 from methods import FLOWS, METHODS
 
@@ -376,7 +377,7 @@ def test_the_built_in_cap_is_a_failure(monkeypatch):
         ({"t_max": math.inf}, ValueError, "t_max to be finite"),
         ({"t_max": "1"}, TypeError, "t_max to be a number, got str"),
         ({"t_max": 1.0, "save_every": 0.0}, ValueError, "save_every > 0"),
-        ({"t_max": 1.0, "save_every": "often"}, TypeError, r"save_every as a time \(a number\) or gradflow.steps"),
+        ({"t_max": 1.0, "save_every": "often"}, TypeError, r"save_every as a time \(a number\), gradflow.steps"),
         ({"t_max": 1.0, "save_at": [0.5, 0.2]}, ValueError, "save_at to increase"),
         ({"t_max": 1.0, "save_at": [0.5, 0.5]}, ValueError, "save_at to increase"),
         ({"t_max": 1.0, "save_at": [0.5, 2.0]}, ValueError, "save_at within t_max = 1.0, got 2.0"),
@@ -439,7 +440,7 @@ def test_steps_is_a_positive_int():
     ):
         with pytest.raises(kind):
             steps(bad)
-    assert repr(steps(3)) == "steps(n=3)"
+    assert repr(steps(3)) == "steps(n=3, of=None)"
 
 
 def test_params_are_neither_changed_nor_followed():
@@ -530,3 +531,142 @@ def test_a_grid_that_is_none_is_refused(grid, text):
         gradflow.integrate(
             lambda x: (x**2).sum(), torch.ones(2), method="gd", lr=0.1, max_steps=1, density_every=1.0
         )
+
+
+# ---------------------------------------------------------------------- cadences of each kind
+
+
+def known(array):
+    return array.time.values[np.isfinite(array.values.reshape(len(array), -1)[:, 0])]
+
+
+def test_every_group_takes_times_one_by_one():
+    train, test, theta = problems.load("digits", "fc-tanh-depth1", "mse")
+    times = {
+        "save": [0.5],
+        "eigs": np.geomspace(0.1, 1, 3),
+        "projections": (0.2, 0.7),
+        "test": [0.4],
+        "params": [0.9],
+    }
+    run = gradflow.integrate(
+        train, theta, method="rk4", t_max=1.0, test=test, n_eigs=1, n_projections=2,
+        **{f"{name}_every": each for name, each in times.items()},
+    )  # fmt: skip
+    found = {
+        "eigs": run.eigenvalue, "projections": run.projection, "test": run.test_loss, "params": run.theta,
+    }  # fmt: skip
+    for name, array in found.items():
+        assert np.allclose(known(array), sorted({0.0, *times[name], 1.0})), name
+    assert np.isfinite(run.train_loss).all()
+    assert np.isfinite(run.train_accuracy).all()
+    union = {0.0, 1.0, *(float(t) for each in times.values() for t in each)}
+    assert np.allclose(run.time, sorted(union))
+
+
+def test_test_metrics_are_measured_when_they_are_due_alone(monkeypatch):
+    train, test, theta = problems.load("digits", "fc-tanh-depth1", "mse")
+    calls = []
+    evaluate = test.evaluate
+    monkeypatch.setattr(test, "evaluate", lambda θ: calls.append(1) or evaluate(θ))
+    gradflow.integrate(train, theta, method="gd", lr=0.1, max_steps=20, test=test, test_every=steps(10))
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("lr", [0.1, 0.07, 0.3])
+@pytest.mark.parametrize("method", ["auto", "rk4", "expeuler"])
+def test_steps_of_a_size_are_the_same_times_for_optimiser_and_flow(lr, method, chebyshev):
+    """Bit for bit, so that xarray aligns them."""
+    train, _, theta = chebyshev
+    every = steps(3, of=lr)
+    shared = {"t_max": 30 * lr, "save_every": every, "n_projections": 2}
+    gd = gradflow.integrate(train, theta, method="gd", lr=lr, **shared)
+    flow = gradflow.integrate(train, theta, method=method, **shared)
+    named = [k * 3 * lr for k in range(1, 10)]
+    assert set(named) <= set(gd.time.values) & set(flow.time.values)
+    one, two = xr.align(gd, flow, join="inner")
+    assert len(one.time) >= 10
+    difference = gradflow.compare(gd, flow)
+    n = len(difference.time)
+    assert n in {len(one.time), len(one.time) + 1}  # the ends may differ by rounding
+    assert np.allclose(
+        difference.distance[:10], np.linalg.norm(one.theta - two.theta, axis=1)[:10], rtol=1e-12, atol=0
+    )
+
+
+def test_steps_of_a_size_come_as_they_do_in_gradient_descent():
+    cadence = gradflow.driver.cadence("save_every", steps(7, of=0.01))
+    t, times = 0.0, []
+    for _ in range(2000):
+        t = cadence.next_after(t)
+        times.append(t)
+    assert times == [7 * k * 0.01 for k in range(1, 2001)]
+
+
+@pytest.mark.parametrize(
+    ("cadence", "kind", "text"),
+    [
+        ([0.5, 0.2], ValueError, "eigs_every to increase strictly"),
+        ([2.0], ValueError, "eigs_every within t_max = 1.0"),
+        (["soon"], TypeError, "eigs_every as a sequence of times"),
+        (np.array([[0.1]]), TypeError, "eigs_every as a sequence of times"),
+        ("1,2", TypeError, "eigs_every as a time"),
+    ],
+)
+def test_cadences_that_are_none(cadence, kind, text):
+    with pytest.raises(kind, match=text):
+        gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.0, n_eigs=1, eigs_every=cadence)
+    for of, error in ((0.0, ValueError), (-1, ValueError), ("1", TypeError), (math.inf, ValueError)):
+        with pytest.raises(error, match="the size of steps"):
+            steps(2, of=of)
+    with pytest.raises(ValueError, match="test_every has nothing to measure: give test"):
+        gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.0, test_every=0.5)
+
+
+# ---------------------------------------------------------------------- spectra of a part of the data
+
+
+@pytest.mark.parametrize("method", ["rk4", "exprb32"])
+def test_recorded_spectra_are_those_of_the_first_samples(method):
+    """And the run, with the λ₁ that it measures for its steps, is the same bit for bit."""
+    train, _, theta = problems.load("chebyshev-5-20", "regression", "mse", dtype=torch.float64)
+    kwargs = {"method": method, "t_max": 2.0, "save_every": 0.5, "n_eigs": 3, "eigs_tol": 1e-8}
+    if method == "exprb32":
+        kwargs["dense"] = False
+    whole = gradflow.integrate(train, theta, **kwargs)
+    part = gradflow.integrate(train, theta, abridged_size=7, **kwargs)
+    assert np.array_equal(whole.theta, part.theta)
+    assert np.array_equal(whole.sharpness_used, part.sharpness_used, equal_nan=True)
+    assert np.array_equal(whole.n_hvps, part.n_hvps)
+    X, y = train.source.data.dataset.tensors
+    first = gradflow.LossFunction(
+        torch.utils.data.TensorDataset(X[:7], y[:7]), gradflow.HalfSquaredError(), train.source.net
+    )
+    for θ, λ in zip(part.theta.values, part.eigenvalue.values, strict=True):
+        H = first.hvp(torch.from_numpy(θ), torch.eye(300, dtype=torch.float64))
+        assert np.allclose(λ, torch.linalg.eigvalsh(H).flip(0)[:3], rtol=1e-6)
+    assert not np.allclose(part.eigenvalue, whole.eigenvalue, rtol=1e-2)
+
+
+def test_abridged_spectra_keep_the_ghost_batches():
+    train, _, theta = problems.load("digits", "cnn-bn-tanh", "mse", batch_size=100)
+    assert train.first(250).n_samples == 250
+    assert train.first(250).describe()["batch_size"] == 100
+    assert train.first(250).describe()["first"] == 250
+    assert train.first(5000) is train
+    total = sum(
+        float(train.first(n)(theta)) * n * sign for n, sign in ((200, 1), (100, -1))
+    )  # the second ghost batch alone
+    X, y = (t[100:200] for t in train.source.data.dataset.tensors)
+    second = gradflow.LossFunction(
+        torch.utils.data.TensorDataset(X, y), gradflow.HalfSquaredError(), train.source.net
+    )
+    assert total / 100 == pytest.approx(float(second(theta)), rel=1e-5)
+
+
+def test_abridged_sizes_that_are_none():
+    for n, kind in ((0, ValueError), (1.5, TypeError), (True, TypeError)):
+        with pytest.raises(kind, match="abridged_size"):
+            gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.0, n_eigs=1, abridged_size=n)
+    with pytest.raises(ValueError, match="needs a loss with data; this one is a callable"):
+        gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.0, n_eigs=1, abridged_size=2)

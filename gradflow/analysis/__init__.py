@@ -1,6 +1,7 @@
 """What can be learnt from the files: xarray in, xarray out."""
 
-from gradflow.analysis.compare import compare, crossing_time
+from gradflow.analysis.combine import combine
+from gradflow.analysis.compare import compare, crossing_time, label
 from gradflow.analysis.summary import summary
 
-__all__ = ["compare", "crossing_time", "summary"]
+__all__ = ["combine", "compare", "crossing_time", "label", "summary"]

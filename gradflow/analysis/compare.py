@@ -31,8 +31,8 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
         On ``time``: ``distance`` ‖a − b‖₂; ``path_length`` of `b` up to then, as the sum of the distances
         between its records; ``relative_distance``, their ratio; ``train_loss_a``, ``train_loss_b``; and
         ``eigenvalue_a``, ``eigenvalue_b``, the largest of each. Scalars ``crossing_time_a`` and
-        ``crossing_time_b``: when the run's sharpness first rises above 2/η, for discrete methods with
-        recorded eigenvalues; NaN if it doesn't.
+        ``crossing_time_b``: when the run's sharpness first rises above its threshold (2/η for ``gd``), for
+        optimisers with recorded eigenvalues; NaN if it doesn't.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
             ),
         },
         {"time": ("time", times, {"units": "1", "long_name": "flow time"})},
-        {"distance_from": what, "a": _label(a), "b": _label(b)},
+        {"distance_from": what, "a": label(a), "b": label(b)},
     )
     for suffix, run in (("a", a), ("b", b)):
         result[f"train_loss_{suffix}"] = _at(run.train_loss, times, interp)
@@ -196,12 +196,12 @@ def _at(series: xr.DataArray, times: np.ndarray, interp: bool) -> xr.DataArray:
     return series.reindex(time=times, method="nearest", tolerance=tolerance)
 
 
-def _label(run: xr.Dataset) -> str:
-    """Name a run by its method and options."""
+def label(run: xr.Dataset) -> str:
+    """Name a run by its method, with the learning rate and momentum of an optimiser."""
     try:
         options = json.loads(run.attrs["gradflow_config"])["options"]
     except (KeyError, ValueError):
         options = {}
-    shown = ", ".join(f"{k}={v}" for k, v in options.items() if k == "lr")
+    shown = ", ".join(f"{k}={v}" for k, v in options.items() if k in {"lr", "momentum"})
     method = run.attrs.get("method", "run")
     return f"{method}({shown})" if shown else str(method)

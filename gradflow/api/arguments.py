@@ -20,6 +20,8 @@ SMALL = 1000
 N_RECORDS = 200
 
 Loss = LossFunction | Callable[[Tensor], Tensor]
+#: A cadence as a user gives it: a time, steps, or times one by one.
+Every = float | steps | Sequence[float]
 
 
 def as_loss(loss: object) -> LossFunction:
@@ -79,16 +81,18 @@ def make_cadences(
     *,
     t_max: float | None,
     max_steps: int | None,
-    save_every: float | steps | None,
+    save_every: Every | None,
     save_at: Sequence[float] | None,
-    eigs_every: float | steps | None,
-    density_every: float | steps | None,
-    projections_every: float | steps | None,
-    params_every: float | steps | None,
+    eigs_every: Every | None,
+    density_every: Every | None,
+    projections_every: Every | None,
+    params_every: Every | None,
+    test_every: Every | None,
     with_eigs: bool,
     with_density: bool,
     with_projections: bool,
     with_params: bool,
+    with_test: bool,
 ) -> dict[str, list[Cadence]]:
     """Give when each group of quantities is due."""
     if t_max is not None:
@@ -97,7 +101,7 @@ def make_cadences(
     if save_at is not None:
         saves.append(at_times("save_at", save_at, t_max))
     if save_every is not None:
-        saves.append(cadence("save_every", save_every))
+        saves.append(cadence("save_every", save_every, t_max))
     if not saves:
         if integrator.discrete:
             saves.append(EverySteps(1))
@@ -111,11 +115,14 @@ def make_cadences(
         ("density", "density_every", density_every, with_density),
         ("projections", "projections_every", projections_every, with_projections),
         ("params", "params_every", params_every, with_params),
+        ("test", "test_every", test_every, with_test),
     ):
         if wanted:
-            groups[group] = saves if every is None else [cadence(name, every)]
+            groups[group] = saves if every is None else [cadence(name, every, t_max)]
         elif every is not None:
-            what = "density_at" if group == "density" else f"n_{name.removesuffix('_every')} ≥ 1"
+            what = {"density": "density_at", "test": "test"}.get(
+                group, f"n_{name.removesuffix('_every')} ≥ 1"
+            )
             raise InvalidInputError(f"{name} has nothing to measure: give {what}.")
     return groups
 
@@ -141,6 +148,18 @@ def check_measurements(
         if not isinstance(test, LossFunction):
             raise InvalidTypeError(f"Expected test as a LossFunction, got {type(test).__name__}.")
         test.check_theta(theta)
+
+
+def abridged(loss: LossFunction, n: int | None, *, wanted: bool) -> LossFunction:
+    """Give the loss that spectra are recorded of: that of the first n samples, if n is given."""
+    if n is None:
+        return loss
+    if not wanted:
+        raise InvalidInputError("abridged_size has nothing to measure: give n_eigs ≥ 1 or density_at.")
+    check_count("abridged_size", n, least=1)
+    if loss.n_samples is None:
+        raise InvalidInputError("abridged_size needs a loss with data; this one is a callable.")
+    return loss.first(n)
 
 
 def make_ends(

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gradflow.driver import Outcome, Stepper
 from gradflow.integrators import Flow, Integrator
-from gradflow.integrators.step_rules import FixedStep
 from gradflow.loss import LossFunction
 from gradflow.observe import (
     Density,
@@ -23,12 +22,14 @@ from gradflow.observe import (
     RandomProjection,
     Scalars,
     Spectrum,
+    Test,
 )
 from gradflow.record import FileRecord, Layout, MemoryRecord
 
 
 def make_observers(
     loss: LossFunction,
+    spectrum_of: LossFunction,
     test: LossFunction | None,
     groups: Iterable[str],
     n_eigs: int,
@@ -36,9 +37,12 @@ def make_observers(
     density_at: Tensor | None,
     projection: RandomProjection | None,
 ) -> Observers:
-    """Make what measures the groups of quantities."""
-    flow = Flow(loss)
-    observers: list[Observer] = [Scalars(loss, test)]
+    """Make what measures the groups of quantities; spectra are those of `spectrum_of`."""
+    own = Flow(loss)
+    flow = own if spectrum_of is loss else Flow(spectrum_of)
+    observers: list[Observer] = [Scalars(loss)]
+    if test is not None:
+        observers.append(Test(test))
     if n_eigs:
         observers.append(Spectrum(flow, n_eigs, eigs_tol))
     if density_at is not None:
@@ -47,7 +51,7 @@ def make_observers(
         observers.append(Projections(projection))
     if "params" in groups:
         observers.append(Parameters())
-    return Observers(flow, observers)
+    return Observers(own, flow, observers)
 
 
 def make_record(
@@ -116,7 +120,6 @@ def run_attributes(
     integrator: Integrator, theta: Tensor, projection: RandomProjection | None
 ) -> dict[str, Any]:
     """Give the attributes of a run that are known at its start."""
-    rule = integrator.step_rule
     return {
         "method": integrator.name,
         "time_definition": "flow",
@@ -124,7 +127,8 @@ def run_attributes(
         "device_name": torch.cuda.get_device_name(theta.device) if theta.is_cuda else "cpu",
         "dtype": str(theta.dtype).removeprefix("torch."),
         "n_parameters": theta.numel(),
-        "stability_threshold": 2.0 / rule.h if integrator.discrete and isinstance(rule, FixedStep) else None,
+        "stability_threshold": integrator.stability_threshold,
+        "stability_threshold_formula": integrator.threshold_formula,
         "error_norm": integrator.error_norm,
         "projection_kind": projection.kind if projection else None,
         "projection_seed": projection.seed if projection else None,
@@ -140,8 +144,8 @@ def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> 
         "n_steps": stepper.n_steps,
         "n_rejected_steps": stepper.n_rejected,
         "n_loss_increases": stepper.n_loss_increases,
-        "n_gradients_observing": observers.flow.cost.n_gradients,
-        "n_hvps_observing": observers.flow.spectrum.n_hvps,
+        "n_gradients_observing": observers.n_gradients,
+        "n_hvps_observing": observers.n_hvps,
     }
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from gradflow.api.arguments import (
     SMALL,
+    Every,
     Loss,
+    abridged,
     as_grid,
     as_loss,
     check_measurements,
@@ -33,7 +35,7 @@ from gradflow.api.parts import (
     static_variables,
     to_numpy,
 )
-from gradflow.driver import Outcome, Schedule, Stepper, StepReport, run, steps
+from gradflow.driver import Outcome, Schedule, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError
 from gradflow.integrators import Flow, Integrator
 from gradflow.integrators.base import check_number
@@ -48,18 +50,20 @@ def integrate(
     *,
     method: str | Integrator,
     t_max: float | None = None,
-    save_every: float | steps | None = None,
+    save_every: Every | None = None,
     save_at: Sequence[float] | None = None,
     n_eigs: int = 0,
-    eigs_every: float | steps | None = None,
+    eigs_every: Every | None = None,
     eigs_tol: float = 1e-3,
     density_at: Sequence[float] | None = None,
-    density_every: float | steps | None = None,
+    density_every: Every | None = None,
+    abridged_size: int | None = None,
     n_projections: int = 0,
-    projections_every: float | steps | None = None,
+    projections_every: Every | None = None,
     projection_seed: int = 0,
-    params_every: float | steps | None = None,
+    params_every: Every | None = None,
     test: LossFunction | None = None,
+    test_every: Every | None = None,
     loss_goal: float | None = None,
     acc_goal: float | None = None,
     max_steps: int | None = None,
@@ -86,32 +90,38 @@ def integrate(
         Name of a method (see the table in the README), or an integrator.
     t_max : float, optional
         Time to integrate to. Flows land on it; discrete methods stop at the first step at or after it.
-    save_every : float or gradflow.steps, optional
-        Cadence of the records: a number is time, ``gradflow.steps(n)`` is steps. Default: every step for
-        discrete methods, 200 over the run for flows.
+    save_every : float, gradflow.steps or sequence of float, optional
+        Cadence of the records: a number is time, ``gradflow.steps(n)`` is steps, a sequence is times
+        (``np.geomspace(0.1, 100, 31)``, say). Default: every step for discrete methods, 200 over the run for
+        flows. Every record has the training loss, the training accuracy and the gradient norm.
     save_at : sequence of float, optional
         Times of records, increasing; on top of `save_every` when both are given.
     n_eigs : int, default 0
         Number of top Hessian eigenvalues to record.
-    eigs_every : float or gradflow.steps, optional
+    eigs_every : float, gradflow.steps or sequence of float, optional
         Cadence of the eigenvalues. Default: every record.
     eigs_tol : float, default 1e-3
         Residual ‖Hv − λv‖/max|λ| to which they are computed.
     density_at : sequence of float, optional
         Eigenvalues x, increasing, at which to record the spectral density of the Hessian with its standard
         error: stochastic Lanczos quadrature with 10 random vectors of 80 products each, a record.
-    density_every : float or gradflow.steps, optional
+    density_every : float, gradflow.steps or sequence of float, optional
         Cadence of the density. Default: every record.
+    abridged_size : int, optional
+        Measure eigenvalues and density on the first so many training samples. A method that measures λ₁ for its
+        steps goes on using all.
     n_projections : int, default 0
         Number of random projections of θ to record.
-    projections_every : float or gradflow.steps, optional
+    projections_every : float, gradflow.steps or sequence of float, optional
         Cadence of the projections. Default: every record.
     projection_seed : int, default 0
         Seed of the projection matrix; runs can be compared when it is equal.
-    params_every : float or gradflow.steps, optional
+    params_every : float, gradflow.steps or sequence of float, optional
         Cadence of θ itself. Default: every record for P ≤ 1,000, else never.
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
+    test_every : float, gradflow.steps or sequence of float, optional
+        Their cadence. Default: every record.
     loss_goal : float, optional
         Stop when the training loss is at or below it.
     acc_goal : float, optional
@@ -175,11 +185,14 @@ def integrate(
         density_every=density_every,
         projections_every=projections_every,
         params_every=params_every,
+        test_every=test_every,
         with_density=grid is not None,
         with_eigs=n_eigs > 0,
         with_projections=n_projections > 0,
         with_params=params_every is not None or theta.numel() <= SMALL,
+        with_test=test is not None,
     )
+    spectrum_of = abridged(loss, abridged_size, wanted=n_eigs > 0 or grid is not None)
     ends = make_ends(loss, t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
@@ -201,6 +214,7 @@ def integrate(
         "n_eigs": n_eigs,
         "eigs_tol": eigs_tol,
         "density_at": None if grid is None else grid.tolist(),
+        "abridged_size": abridged_size,
         "n_projections": n_projections,
         "projection_seed": projection_seed,
         "n_threads": torch.get_num_threads(),
@@ -209,7 +223,7 @@ def integrate(
     attrs = check_attributes(provenance(config) | run_attributes(integrator, theta, projection))
 
     stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
-    observers = make_observers(loss, test, cadences, n_eigs, eigs_tol, grid, projection)
+    observers = make_observers(loss, spectrum_of, test, cadences, n_eigs, eigs_tol, grid, projection)
     record = make_record(
         out, theta, cadences, n_eigs, grid, n_projections, attrs, overwrite, sync_every, checkpoint_every
     )

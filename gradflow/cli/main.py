@@ -15,8 +15,9 @@ import torch
 import xarray as xr
 
 from gradflow import problems
-from gradflow.analysis import compare, summary
+from gradflow.analysis import compare, label, summary
 from gradflow.api import integrate
+from gradflow.cli import edge_of_stability
 from gradflow.cli.options import flag, integrate_options, method_options, options
 from gradflow.errors import GradflowError, IntegrationWarning
 from gradflow.integrators import METHODS
@@ -26,19 +27,27 @@ from gradflow.record import check_output, open_run, write_atomically
 _DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+_SETTINGS = {
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "token_normalize_func": lambda token: token.replace("_", "-"),
+}
+
+
+@click.group(context_settings=_SETTINGS)
 @click.version_option(package_name="gradflow")
 def main() -> None:
     """Integrate the gradient flow of neural networks, and look at the records."""
 
 
+@options(edge_of_stability.flags)
 @options(method_options)
 @options(integrate_options)
 @main.command()
 @click.argument("dataset")
 @click.argument("arch")
 @click.argument("loss")
-@click.option("--method", required=True, help=f"How to integrate: {', '.join(METHODS)}.")
+@click.option("--method", default=None, help=f"How to integrate: {', '.join(METHODS)}.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the initial weights.")
 @click.option(
     "--dtype", type=click.Choice(list(_DTYPES)), default="float32", show_default=True, help="Of everything."
@@ -56,26 +65,35 @@ def main() -> None:
 @click.option(
     "--test/--no-test", default=True, show_default=True, help="Record loss and accuracy on the test set."
 )
-def run(
-    dataset: str,
-    arch: str,
-    loss: str,
-    method: str,
-    seed: int,
-    dtype: str,
-    device: str,
-    batch_size: int | None,
-    data: Path | None,
-    test: bool,
-    **chosen: Any,
-) -> None:
+@click.option(
+    "--out-dir",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Instead of --out: write to DATASET/ARCH/seed_SEED/LOSS/METHOD/OPTIONS.nc in this directory.",
+)
+@click.option(
+    "--save-model/--no-save-model",
+    default=False,
+    show_default=True,
+    help="Write the final weights beside the record, NAME.pt for NAME.nc, as a state_dict of the network.",
+)
+def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
     """Run a METHOD on a named problem and record it.
 
-    DATASET is digits, chebyshev-K-N, cifar10, or cifar10-1k, -2k, -5k, -10k, -20k for its first images. ARCH is
-    fc-tanh, fc-relu, fc-elu, fc-hardtanh or fc-softplus, with -depthN, or regression. LOSS is mse or ce. An example:
+    DATASET is digits, chebyshev-K-N, linear-50-50, cifar10, or cifar10-1k, -2k, -5k, -10k, -20k for its first images.
+    ARCH is fc-ACTIVATION, with -depthN, cnn-, cnn-avgpool- or cnn-bn-ACTIVATION (tanh, relu, elu, hardtanh, softplus),
+    vgg11, vgg11-bn, resnet32, deeplinear or regression. LOSS is mse or ce. An example:
 
     gradflow run digits fc-tanh mse --method rk4 --t-max 5 --n-eigs 2 --out flow.nc
+
+    The flags of gd.py and flow.py (Cohen et al. 2021) are understood as well, with their defaults and underscores.
     """
+    chosen = edge_of_stability.translate(given)
+    method, seed = chosen.pop("method"), chosen.pop("seed")
+    if method is None:
+        raise click.UsageError("Missing option '--method'.")
+    of_problem = {name: chosen.pop(name) for name in ("dtype", "device", "batch_size", "data")}
+    test, out_dir, save_model = (chosen.pop(name) for name in ("test", "out_dir", "save_model"))
     own = {option.name for option in method_options()}
     method_chosen = {k: v for k, v in chosen.items() if k in own and v is not None}
     rest = {k: v for k, v in chosen.items() if k not in own}
@@ -85,11 +103,13 @@ def run(
             arch,
             loss,
             seed=seed,
-            dtype=_DTYPES[dtype],
-            device=device,
-            data=data,
-            batch_size=batch_size,
+            **(of_problem | {"dtype": _DTYPES[of_problem["dtype"]]}),
         )
+        if out_dir is not None:
+            rest["out"] = _name(
+                out_dir, rest["out"], dataset, arch, f"seed_{seed}", loss, method, method_chosen
+            )
+        model = _model_path(rest["out"], overwrite=rest["overwrite"]) if save_model else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IntegrationWarning)  # said below
             record = integrate(
@@ -105,9 +125,36 @@ def run(
     _print_summary(record)
     if rest["out"] is not None:
         click.echo(f"recorded in {rest['out']}")
+    if model is not None:
+        state = train.state_dict(torch.from_numpy(record.params.values))
+        write_atomically(model, lambda target: torch.save(state, target))
+        click.echo(f"weights in {model}")
     if not record.attrs["success"]:
         click.echo(f"Error: {record.attrs['message']}", err=True)
         sys.exit(1)
+
+
+def _name(directory: Path, out: Path | None, *parts: Any) -> Path:
+    """Make the path of a run in a directory of many, and the directories on the way."""
+    if out is not None:
+        raise click.UsageError("--out and --out-dir were given; give one.")
+    *folders, method_chosen = parts
+    options = "_".join(f"{name}_{value}" for name, value in sorted(method_chosen.items()))
+    path = directory.joinpath(
+        *(str(folder).replace(":", "-") for folder in folders), f"{options or 'default'}.nc"
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _model_path(out: Path | None, *, overwrite: bool) -> Path:
+    if out is None:
+        raise click.UsageError("--save-model writes beside the record: give --out or --out-dir.")
+    path = out.with_suffix(".pt")
+    if path == out:
+        raise click.UsageError(f"--save-model would write over the record {out}. Name the record NAME.nc.")
+    check_output(path.absolute(), overwrite=overwrite)
+    return path
 
 
 @main.command()
@@ -161,10 +208,49 @@ def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: b
     for name in ("a", "b"):
         crossing = float(result[f"crossing_time_{name}"])
         if np.isfinite(crossing):
-            click.echo(f"λ₁ of {name} first above 2/η at t = {crossing:.6g}")
+            click.echo(f"λ₁ of {name} first above its threshold at t = {crossing:.6g}")
     if out is not None:
         write_atomically(out, lambda target: result.to_netcdf(target, engine="netcdf4"))
         click.echo(f"written to {out}")
+
+
+@main.command("plot")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), required=True, help="Picture: .png, .pdf, .svg, …."
+)
+@click.option(
+    "--panels",
+    default=None,
+    help="Of loss, accuracy, sharpness, distance, spectrum, step_size and cost, separated by commas. Default: the "
+    "first three where recorded, and the distance of two runs.",
+)
+@click.option("--overwrite/--no-overwrite", default=False, show_default=True, help="Replace the picture.")
+def plot_files(files: tuple[Path, ...], out: Path, panels: str | None, overwrite: bool) -> None:
+    """Draw recorded runs."""
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise click.ClickException("Pictures need matplotlib: pip install matplotlib.") from error
+    mpl.use("agg")
+    from gradflow.analysis import plot
+
+    try:
+        check_output(out.absolute(), overwrite=overwrite)
+        runs = {file: open_run(file) for file in files}
+        labels = [label(run) for run in runs.values()]
+        named = {
+            name if labels.count(name) == 1 else f"{name}, {file.stem}": run
+            for name, (file, run) in zip(labels, runs.items(), strict=True)
+        }
+        figure = plot.figure(named, None if panels is None else panels.split(","))
+        suffix = out.suffix.removeprefix(".")
+        write_atomically(out, lambda target: figure.savefig(target, dpi=150, format=suffix or "png"))
+    except (GradflowError, OSError) as error:
+        raise _failure(error) from error
+    except ValueError as error:  # a format that matplotlib doesn't know
+        raise click.ClickException(str(error)) from error
+    click.echo(f"drawn in {out}")
 
 
 @main.command()
@@ -205,8 +291,8 @@ def _print_summary(record: xr.Dataset) -> None:
         "test_loss": "test loss",
         "test_accuracy": "test accuracy",
         "sharpness": "λ₁",
-        "stability_threshold": "2/η",
-        "crossing_time": "λ₁ crosses 2/η at t",
+        "stability_threshold": record.attrs.get("stability_threshold_formula", "threshold"),
+        "crossing_time": "λ₁ crosses that at t",
         "n_gradients": "gradients",
         "n_hvps": "H·v",
         "wall_time": "seconds",

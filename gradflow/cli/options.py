@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 import types
 import typing
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 
 from gradflow.api import integrate
 from gradflow.driver import steps
@@ -20,27 +22,30 @@ from gradflow.integrators import METHODS
 
 #: Arguments of integrate() that are Python objects, or that a command line says in another way.
 NOT_OPTIONS = {"loss", "params", "test", "callback", "method", "method_options", "options"}
-_CADENCES = {"save_every", "eigs_every", "density_every", "projections_every", "params_every"}
+_CADENCES = {f"{what}_every" for what in ("save", "eigs", "density", "projections", "params", "test")}
 
 
 class Cadence(click.ParamType[Any]):
-    """A cadence: ``0.5`` is time, ``10steps`` is steps."""
+    """A cadence: ``0.5`` is time, ``10steps`` is steps, ``10steps@0.01`` steps of that size, ``1,2,5`` times."""
 
-    name = "time|Nsteps"
+    name = "time|Nsteps|t1,t2,…"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Read a cadence."""
         if not isinstance(value, str):
             return value
         try:
-            if match := re.fullmatch(r"(\d+)\s*steps?", value):
-                return steps(int(match[1]))
-            return float(value)
+            if match := re.fullmatch(r"(\d+)\s*steps?(?:@(.+))?", value):
+                return steps(int(match[1]), None if match[2] is None else float(match[2]))
+            return read_times(value) if "," in value or ":" in value else float(value)
         except GradflowError as error:
             self.fail(str(error), param, ctx)
         except ValueError:
             self.fail(
-                f"expected a time such as 0.5 or a number of steps such as 10steps, got {value!r}", param, ctx
+                f"expected a time such as 0.5, steps such as 10steps or 10steps@0.01 (of that size), or times such as "
+                f"1,2,5 or log:0.1:100:31 (31 of them), got {value!r}",
+                param,
+                ctx,
             )
 
 
@@ -54,9 +59,28 @@ class Times(click.ParamType[list[float]]):
         if not isinstance(value, str):
             return list(value)
         try:
-            return [float(part) for part in value.split(",")]
+            return read_times(value)
         except ValueError:
-            self.fail(f"expected times separated by commas, got {value!r}", param, ctx)
+            self.fail(
+                f"expected times such as 1,2,5 or log:0.1:100:31 (31 of them), got {value!r}", param, ctx
+            )
+
+
+def read_times(text: str) -> list[float]:
+    """Read times separated by commas, or ``log:FIRST:LAST:N`` for N times spaced evenly in their logarithm.
+
+    Examples
+    --------
+    >>> read_times("log:0.1:10:3")
+    [0.1, 1.0, 10.0]
+    """
+    if not text.startswith("log:"):
+        return [float(part) for part in text.split(",")]
+    first, last, n = text.removeprefix("log:").split(":")
+    if not 0 < float(first) < float(last) < math.inf or int(n) < 2:
+        raise ValueError(text)
+    times: list[float] = np.geomspace(float(first), float(last), int(n)).tolist()
+    return times
 
 
 class Settings(click.ParamType[dict[str, Any]]):

@@ -18,16 +18,27 @@ from gradflow.integrators.base import check_count, check_number
 class steps:
     """A cadence in steps: ``save_every=gradflow.steps(10)`` records every tenth step.
 
+    Parameters
+    ----------
+    n : int
+    of : float, optional
+        Steps of this size instead of the method's own: the times k·n·of, which a flow hits exactly. They are, bit
+        for bit, those of every n-th step of an optimiser that goes through time in steps of `of` (``gd`` with
+        that learning rate), so that the records of both can be aligned.
+
     Examples
     --------
     >>> steps(10)
-    steps(n=10)
+    steps(n=10, of=None)
     """
 
     n: int
+    of: float | None = None
 
     def __post_init__(self) -> None:
         check_count("the number of steps", self.n, least=1)
+        if self.of is not None:
+            check_number("the size of steps", self.of, above=0)
 
 
 class Cadence(Protocol):
@@ -42,19 +53,20 @@ class Cadence(Protocol):
 
 @dataclass(frozen=True)
 class EveryTime:
-    """The times k·dt, k = 1, 2, 3 and so on."""
+    """The times k·n·dt, k = 1, 2, 3 and so on, rounded as (k n)·dt."""
 
     dt: float
+    n: int = 1
 
     def next_after(self, t: float) -> float:
-        """Give the next multiple of dt, computed and not summed."""
-        ratio = t / self.dt
+        """Give the next of them, computed and not summed."""
+        ratio = t / self.dt / self.n
         if not ratio < 2**52:  # multiples are closer together than times can be
             return math.nextafter(t, math.inf)
         k = math.floor(ratio)
-        while k * self.dt <= t:
+        while k * self.n * self.dt <= t:
             k += 1
-        return k * self.dt
+        return k * self.n * self.dt
 
     def due_at_step(self, step: int) -> bool:
         """No step is named."""
@@ -92,13 +104,16 @@ class EverySteps:
         return step % self.n == 0
 
 
-def cadence(name: str, value: object) -> Cadence:
-    """Read a cadence as a user gives it: a number is time, :class:`steps` is steps."""
+def cadence(name: str, value: object, t_max: float | None = None) -> Cadence:
+    """Read a cadence as a user gives it: a number is time, :class:`steps` is steps, a sequence is times."""
     if isinstance(value, steps):
-        return EverySteps(int(value.n))
+        return EverySteps(int(value.n)) if value.of is None else EveryTime(float(value.of), int(value.n))
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return at_times(name, value, t_max)
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(
-            f"Expected {name} as a time (a number) or gradflow.steps(n), got {type(value).__name__} {value!r}."
+            f"Expected {name} as a time (a number), gradflow.steps(n) or a sequence of times, got "
+            f"{type(value).__name__} {value!r}."
         )
     check_number(name, value, above=0)
     return EveryTime(float(value))

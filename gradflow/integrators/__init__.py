@@ -18,12 +18,15 @@ from gradflow.integrators.reference_scipy import scipy_methods
 from gradflow.integrators.reference_torchdiffeq import torchdiffeq_methods
 from gradflow.integrators.rk4 import RK4
 from gradflow.integrators.rkc import RKC
+from gradflow.integrators.torch_optimizer import Nesterov, Polyak
 
 #: Every method by name. ``euler`` is an alias of ``gd``.
 METHODS: dict[str, type[Integrator]] = {
     "auto": Auto,
     "gd": Euler,
     "euler": Euler,
+    "polyak": Polyak,
+    "nesterov": Nesterov,
     "adaptive-gd": AdaptiveGD,
     "rk4": RK4,
     "expeuler": ExponentialEuler,
@@ -100,7 +103,9 @@ __all__ = [
     "Exprb43",
     "Flow",
     "Integrator",
+    "Nesterov",
     "Point",
+    "Polyak",
     "RK4",
     "RKC",
     "StepResult",

@@ -71,7 +71,7 @@ class Integrator(ABC):
        save times), ``keep_graph`` (products are
        wanted at every point), ``interpolates`` (its steps have an interpolant),
        ``limits_itself`` (its own error control limits the step), ``error_norm`` (of that control),
-       ``stability_limit`` (of h·λ₁, where there is one).
+       ``stability_limit`` (of h·λ₁, where there is one), ``threshold_formula`` (of :attr:`stability_threshold`).
     4. :meth:`resolve`, where a default depends on the loss.
     5. :attr:`step_rule`: how large a step.
     6. :meth:`step`: the formula, with its paper cited. It never writes θ or a gradient that it was given,
@@ -89,11 +89,17 @@ class Integrator(ABC):
     error_norm: ClassVar[str | None] = None
     family: ClassVar[str | None] = None
     stability_limit: ClassVar[float | None] = None
+    threshold_formula: ClassVar[str | None] = None
 
     @property
     def watches_loss(self) -> bool:
         """Whether a step that raises the loss is rejected: a flow can't raise it, an optimiser can."""
         return not self.discrete
+
+    @property
+    def stability_threshold(self) -> float | None:
+        """λ₁ above which an optimiser with these options is unstable on a quadratic; None for a flow."""
+        return None
 
     def resolve(self, loss: LossFunction) -> Self:
         """Fill in the options whose defaults depend on the loss; raise where that can't be done."""

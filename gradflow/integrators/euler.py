@@ -34,6 +34,7 @@ class Euler(Integrator):
     order: ClassVar[int] = 1
     discrete: ClassVar[bool] = True
     stability_limit: ClassVar[float | None] = 2.0
+    threshold_formula: ClassVar[str | None] = "2/η"
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
@@ -42,6 +43,11 @@ class Euler(Integrator):
     def step_rule(self) -> FixedStep:
         """Every step is lr."""
         return FixedStep(self.lr)
+
+    @property
+    def stability_threshold(self) -> float:
+        """2/η."""
+        return 2.0 / self.lr
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take θ − h ∇L(θ)."""

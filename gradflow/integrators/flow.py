@@ -52,6 +52,15 @@ class Flow:
         """Evaluate −∇L at θ, shape (P,)."""
         return -self.evaluate(theta)[1]
 
+    def is_of(self, loss: LossFunction) -> bool:
+        """Whether this is the flow of a loss, and not of a part of its data."""
+        return self.loss.source is loss.source
+
+    def linearize_again(self, point: Point) -> Linearization:
+        """Linearize at another flow's point; what that knows already is taken over if its loss is the same."""
+        known = point.known_linearization if self.is_of(point.flow.loss) else None
+        return known or self.at(point.theta).linearization
+
     def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate loss, shape (), and gradient, shape (P,), at θ."""
         self.cost.n_gradients += 1

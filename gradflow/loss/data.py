@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError, suggest
 
@@ -126,6 +126,12 @@ class ChunkedData:
             return as_chunk([t[rows.to(t.device)] for t in self.dataset.tensors])
         collate = self._options.get("collate_fn") or default_collate
         return as_chunk(collate([self.dataset[i] for i in indices]))
+
+    def first(self, n: int) -> Dataset[Any]:
+        """Give the data set of the first n items."""
+        if self._is_tensors:
+            return TensorDataset(*(t[:n] for t in self.dataset.tensors))
+        return Subset(self.dataset, range(n))
 
     def host_chunks(self) -> Iterator[Chunk]:
         """Read the chunks from the data set, as it gives them."""

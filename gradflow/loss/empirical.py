@@ -74,8 +74,10 @@ class EmpiricalRisk:
         self.criterion = criterion
         self.layout = ParameterLayout(net)
         self.n_parameters: int | None = self.layout.n_parameters
+        self.names = self.layout.names
         self.device, self.dtype = _device_and_dtype(net)
         self.data = ChunkedData(dataset, loader_options)
+        self._loader_options = loader_options
         self.allow_tf32 = allow_tf32
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in net.modules())
         self._has_buffers = next(net.buffers(), None) is not None
@@ -88,6 +90,18 @@ class EmpiricalRisk:
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), self.settings(self.layout.flatten()):
             self._probe(batch_size)
+
+    def first(self, n: int) -> EmpiricalRisk:
+        """Give the same loss over the first n samples, in chunks of the same size."""
+        return EmpiricalRisk(
+            self.data.first(n),
+            self.criterion,
+            self.net,
+            batch_size=self.data.chunk_size,
+            memory_budget=self.memory_budget,
+            allow_tf32=self.allow_tf32,
+            loader_options=self._loader_options,
+        )
 
     # ------------------------------------------------------------------ at construction
 

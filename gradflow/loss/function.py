@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss.criteria import is_cross_entropy
-from gradflow.loss.empirical import EmpiricalRisk
+from gradflow.loss.empirical import EmpiricalRisk, check_positive
 from gradflow.loss.linearization import Linearization, value_and_gradient
 from gradflow.loss.source import CallableLoss, LossSource, accumulate
 
@@ -186,6 +186,29 @@ class LossFunction:
         """Add names (data set, architecture, …) to what :meth:`describe` says; returns itself."""
         self._labels |= labels
         return self
+
+    def first(self, n: int) -> LossFunction:
+        """Give the loss over the first n samples alone, in chunks of the same size.
+
+        Parameters
+        ----------
+        n : int
+            From the number of samples on, the loss itself is returned.
+
+        Examples
+        --------
+        >>> dataset = torch.utils.data.TensorDataset(torch.randn(10, 2), torch.randn(10, 1))
+        >>> LossFunction(dataset, nn.MSELoss(), nn.Linear(2, 1)).first(4).n_samples
+        4
+        """
+        risk = self._need_net("first()")
+        check_positive("n", n)
+        if n >= risk.data.n_samples:
+            return self
+        loss = LossFunction.__new__(LossFunction)
+        loss.source = loss._risk = risk.first(n)
+        loss._labels = self._labels | {"first": n}
+        return loss
 
     # ------------------------------------------------------------------ θ
 

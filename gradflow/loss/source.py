@@ -19,9 +19,17 @@ class LossSource(Protocol):
 
     Implemented by :class:`CallableLoss` (one term) and
     :class:`gradflow.loss.empirical.EmpiricalRisk` (one term per chunk of the data).
+
+    Attributes
+    ----------
+    n_parameters : int or None
+        P; None where any θ will do.
+    names : tuple of str
+        Of the leaves.
     """
 
     n_parameters: int | None
+    names: tuple[str, ...]
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into the tensors that the terms are functions of."""
@@ -56,6 +64,7 @@ class CallableLoss:
     """
 
     n_parameters: int | None = None
+    names: tuple[str, ...] = ("theta",)
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function

@@ -8,6 +8,7 @@ from gradflow.observe.observers import (
     Projections,
     Scalars,
     Spectrum,
+    Test,
 )
 from gradflow.observe.projections import RandomProjection
 
@@ -20,4 +21,5 @@ __all__ = [
     "RandomProjection",
     "Scalars",
     "Spectrum",
+    "Test",
 ]

@@ -39,13 +39,12 @@ class Observer(Protocol):
 
 
 class Scalars:
-    """Loss, gradient norm, accuracy, and loss and accuracy on the test set."""
+    """Loss, gradient norm and accuracy."""
 
     group: ClassVar[str] = "scalars"
 
-    def __init__(self, loss: LossFunction, test: LossFunction | None) -> None:
+    def __init__(self, loss: LossFunction) -> None:
         self._loss = loss
-        self._test = test
 
     def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
         """Measure at the point."""
@@ -55,16 +54,35 @@ class Scalars:
         }
         if self._loss.classifies:
             values["train_accuracy"] = self._loss.evaluate(point.theta)[1]
-        if self._test is not None:
-            values["test_loss"], values["test_accuracy"] = self._test.evaluate(point.theta)
         return values
+
+
+class Test:
+    """Loss and accuracy on the test set."""
+
+    group: ClassVar[str] = "test"
+
+    def __init__(self, loss: LossFunction) -> None:
+        self._loss = loss
+
+    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
+        """Measure at the point."""
+        loss, accuracy = self._loss.evaluate(point.theta)
+        return {"test_loss": loss, "test_accuracy": accuracy}
 
 
 class Spectrum:
     """The top eigenvalues of the Hessian.
 
     Solves start from this observer's last basis, at first from the run's; pairs that the run has computed
-    at the same θ are taken over.
+    at the same θ, of the same loss, are taken over.
+
+    Parameters
+    ----------
+    flow : Flow
+        The observers' own, on all of the training data or on the first of them.
+    n_eigs : int
+    tol : float
     """
 
     group: ClassVar[str] = "eigenvalues"
@@ -77,9 +95,9 @@ class Spectrum:
     def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
         """Measure at the point."""
         k, run = self._n_eigs, point.flow.spectrum
-        pairs = run.known(k, point.theta, tol=self._tol)
+        pairs = run.known(k, point.theta, tol=self._tol) if self._own.is_of(point.flow.loss) else None
         if pairs is None:
-            linearization = point.known_linearization or self._own.at(point.theta).linearization
+            linearization = self._own.linearize_again(point)
             pairs = self._own.spectrum.top(k, linearization, tol=self._tol, start=run.basis)
         return {"eigenvalue": pairs.values.numpy(), "eigenvalue_residual": pairs.residuals.numpy()}
 
@@ -100,7 +118,7 @@ class Density:
 
     def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
         """Measure at the point."""
-        linearization = point.known_linearization or self._own.at(point.theta).linearization
+        linearization = self._own.linearize_again(point)
         fresh = SpectrumService()  # whose random vectors are those of its seed
         density = fresh.density(linearization)
         self._own.spectrum.n_hvps += density.n_hvp
@@ -136,14 +154,26 @@ class Observers:
 
     Parameters
     ----------
-    flow : Flow
-        The observers' own: its cost is what measuring takes, and is not the method's.
+    flow, spectrum_flow : Flow
+        The observers' own: their cost is what measuring takes, and is not the method's. The second is that of
+        spectra; the same, unless those are of a part of the data.
     observers : iterable of Observer
     """
 
-    def __init__(self, flow: Flow, observers: Iterable[Observer]) -> None:
-        self.flow = flow
+    def __init__(self, flow: Flow, spectrum_flow: Flow, observers: Iterable[Observer]) -> None:
+        self._flow = flow
+        self._flows = {flow, spectrum_flow}
         self._observers = tuple(observers)
+
+    @property
+    def n_gradients(self) -> int:
+        """Gradients that measuring has taken."""
+        return sum(flow.cost.n_gradients for flow in self._flows)
+
+    @property
+    def n_hvps(self) -> int:
+        """Hessian–vector products that measuring has taken."""
+        return sum(flow.spectrum.n_hvps for flow in self._flows)
 
     def measure(self, moment: Moment, due: Iterable[str]) -> dict[str, Any]:
         """Measure the groups that are due; time, step and cost always."""
@@ -157,7 +187,7 @@ class Observers:
             "wall_time": moment.wall_time,
         }
         wanted = frozenset(due)
-        point = moment.point if moment.point is not None else self.flow.at(moment.theta)
+        point = moment.point if moment.point is not None else self._flow.at(moment.theta)
         for observer in self._observers:
             # Loss and accuracy are known or cheap: every record has them.
             if observer.group in wanted or isinstance(observer, Scalars):

@@ -35,11 +35,14 @@ def load(
     Parameters
     ----------
     dataset : str
-        ``digits``; ``chebyshev-K-N`` such as ``chebyshev-3-20``; ``cifar10``, or ``cifar10-1k``, ``-2k``, ``-5k``,
-        ``-10k``, ``-20k`` for its first training images.
+        ``digits``; ``chebyshev-K-N`` such as ``chebyshev-3-20``; ``linear-50-50``; ``cifar10``, or ``cifar10-1k``,
+        ``-2k``, ``-5k``, ``-10k``, ``-20k`` for its first training images.
     arch : str
-        ``fc-tanh``, ``fc-relu``, ``fc-elu``, ``fc-hardtanh``, ``fc-softplus``, each with ``-depthN``; or
-        ``regression``.
+        ``fc-tanh`` (``fc-relu``, ``-elu``, ``-hardtanh``, ``-softplus``), also with ``-depthN``; ``cnn-tanh``,
+        ``cnn-avgpool-tanh``, ``cnn-bn-tanh`` (or another activation); ``vgg11``, ``vgg11-bn``, ``resnet32``,
+        ``deeplinear``, ``regression``: see :func:`gradflow.problems.networks.make_network`. Networks with
+        batch-norm are in train mode: their statistics are those of each chunk of `batch_size` samples, on the
+        test set too, so that the loss is the mean over fixed ghost batches.
     loss : {"mse", "ce"}
         ``mse`` is ½‖output − target‖² summed over outputs, with one-hot targets for classes; ``ce`` is
         cross-entropy. Both are means over samples.
@@ -81,7 +84,7 @@ def load(
         torch.default_generator.manual_seed(seed)
         torch.set_default_dtype(torch.float32)  # the same numbers whatever the default is
         try:
-            net = make_network(arch, loaded.n_inputs, loaded.n_outputs)
+            net = make_network(arch, loaded.shape, loaded.n_outputs)
         finally:
             torch.set_default_dtype(default)
     net = net.to(device, dtype)

@@ -32,9 +32,9 @@ class Data:
     statistics: str | None = None
 
     @property
-    def n_inputs(self) -> int:
-        """Numbers in one input."""
-        return self.train_inputs[0].numel()
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.train_inputs.shape[1:])
 
     @property
     def n_outputs(self) -> int:

@@ -13,11 +13,14 @@ from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.problems import cifar
 from gradflow.problems.data import Data
 
+#: How data sets are named, for help and for errors.
+NAMES = ("digits", "chebyshev-K-N", "linear-50-50", *cifar.SUBSETS)
+
 _N_DIGITS_TRAIN = 1437
 
 
 def load_data(name: str, directory: str | os.PathLike[str] | None = None) -> Data:
-    """Load a data set by name: ``digits``, ``chebyshev-K-N``, ``cifar10`` or ``cifar10-Nk``.
+    """Load a data set by name: ``digits``, ``chebyshev-K-N``, ``linear-50-50``, ``cifar10`` or ``cifar10-Nk``.
 
     Parameters
     ----------
@@ -38,11 +41,11 @@ def load_data(name: str, directory: str | os.PathLike[str] | None = None) -> Dat
         return digits()
     if match := re.fullmatch(r"chebyshev-(\d+)-(\d+)", name):
         return chebyshev(int(match[1]), int(match[2]))
+    if name == "linear-50-50":
+        return linear()
     if name in cifar.SUBSETS:
         return cifar.cifar10(name, directory)
-    raise UnknownNameError(
-        f"No data set {name!r}; {suggest(name, ['digits', 'chebyshev-K-N', *cifar.SUBSETS])}"
-    )
+    raise UnknownNameError(f"No data set {name!r}; {suggest(name, NAMES)}")
 
 
 def chebyshev(degree: int, n: int) -> Data:
@@ -56,6 +59,20 @@ def chebyshev(degree: int, n: int) -> Data:
     y = np.polynomial.chebyshev.Chebyshev.basis(degree)(x)
     inputs, targets = torch.from_numpy(x[:, None]), torch.from_numpy(y[:, None])
     return Data(f"chebyshev-{degree}-{n}", inputs, targets, inputs, targets, None)
+
+
+def linear() -> Data:
+    """50 whitened inputs of 50 numbers, XᵀX/50 = 1, labelled by a Gaussian linear map A; test = train.
+
+    X = Q √50 with Q from the QR decomposition of a Gaussian matrix (R's diagonal positive), targets X Aᵀ. The
+    task of Cohen et al. (2021) for deep linear networks; the matrices are those of seed 0.
+    """
+    n = 50
+    generator = torch.Generator("cpu").manual_seed(0)
+    gaussian, A = torch.randn(2, n, n, generator=generator, dtype=torch.float64, device="cpu")
+    Q, R = torch.linalg.qr(gaussian)
+    X = Q * R.diagonal().sign() * n**0.5
+    return Data("linear-50-50", X, X @ A.T, X, X @ A.T, None)
 
 
 def digits() -> Data:

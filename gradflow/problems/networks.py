@@ -1,14 +1,16 @@
-"""Named architectures."""
+"""Named architectures: those of Cohen et al. (2021)."""
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from torch import nn
 
 from gradflow.errors import InvalidInputError, UnknownNameError, suggest
+from gradflow.problems.deep_networks import resnet32, vgg11
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -20,29 +22,65 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 _WIDTH = 200
 _DEPTH = 2
+_CHANNELS = (32, 32)
+_LINEAR_LAYERS = 20
+
+_A = "|".join(ACTIVATIONS)
+#: How architectures are named, for help and for errors.
+NAMES = (
+    *(f"fc-{a}" for a in ACTIVATIONS),
+    *(f"fc-{a}-depthN" for a in ACTIVATIONS),
+    *(f"cnn{kind}-{a}" for kind in ("", "-avgpool", "-bn") for a in ACTIVATIONS),
+    *("vgg11", "vgg11-bn", "resnet32", "deeplinear", "regression"),
+)
 
 
-def make_network(name: str, n_inputs: int, n_outputs: int) -> nn.Module:
+def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
     """Make a network by name, initialised by torch's global generator.
 
     Parameters
     ----------
     name : str
-        ``fc-ACTIVATION`` (hidden layers 200-200, torch's default initialisation), with ``-depthN`` for N
-        hidden layers; or ``regression`` (1-100-1, tanh). These are the networks of Cohen et al. (2021).
-    n_inputs, n_outputs : int
+        - ``fc-ACTIVATION``: two hidden layers of 200; with ``-depthN`` N of them.
+        - ``cnn-ACTIVATION``: two 3×3 convolutions of 32 channels, each followed by the activation and 2×2 max
+          pooling; ``cnn-avgpool-ACTIVATION`` with average pooling; ``cnn-bn-ACTIVATION`` with batch-norm between
+          activation and max pooling.
+        - ``vgg11``, ``vgg11-bn`` (no dropout), ``resnet32`` (the one for CIFAR): see
+          :mod:`gradflow.problems.deep_networks`.
+        - ``deeplinear``: 20 linear layers as wide as the input, no biases, Xavier normal.
+        - ``regression``: 1-100-1, tanh.
+
+        Activations are tanh, relu, elu, hardtanh and softplus. Initialised as torch does where nothing is said.
+    shape : sequence of int
+        Of one input.
+    n_outputs : int
 
     Raises
     ------
     UnknownNameError
         The message lists what exists.
+    InvalidInputError
+        If the network doesn't fit the data.
     """
     if name == "regression":
-        return regression(n_inputs, n_outputs)
-    if match := re.fullmatch(rf"fc-({'|'.join(ACTIVATIONS)})(?:-depth([1-9]\d*))?", name):
-        return fully_connected(n_inputs, n_outputs, ACTIVATIONS[match[1]], int(match[2] or _DEPTH))
-    valid = [f"fc-{a}" for a in ACTIVATIONS] + [f"fc-{a}-depthN" for a in ACTIVATIONS] + ["regression"]
-    raise UnknownNameError(f"No architecture {name!r}; {suggest(name, valid)}")
+        return regression(math.prod(shape), n_outputs)
+    if name == "deeplinear":
+        return deep_linear(math.prod(shape), n_outputs)
+    if name == "resnet32":
+        return resnet32(shape, n_outputs)
+    if name in {"vgg11", "vgg11-bn"}:
+        return vgg11(shape, n_outputs, normalized=name == "vgg11-bn")
+    if match := re.fullmatch(rf"fc-({_A})(?:-depth([1-9]\d*))?", name):
+        return fully_connected(math.prod(shape), n_outputs, ACTIVATIONS[match[1]], int(match[2] or _DEPTH))
+    if match := re.fullmatch(rf"cnn(-avgpool|-bn)?-({_A})", name):
+        return convolutional(
+            shape,
+            n_outputs,
+            ACTIVATIONS[match[2]],
+            pool=nn.AvgPool2d if match[1] == "-avgpool" else nn.MaxPool2d,
+            normalized=match[1] == "-bn",
+        )
+    raise UnknownNameError(f"No architecture {name!r}; {suggest(name, NAMES)}")
 
 
 def fully_connected(
@@ -54,6 +92,42 @@ def fully_connected(
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers, nn.Linear(widths[-1], n_outputs))
+
+
+def convolutional(
+    shape: Sequence[int],
+    n_outputs: int,
+    activation: Callable[[], nn.Module],
+    *,
+    pool: Callable[[int], nn.Module],
+    normalized: bool,
+) -> nn.Module:
+    """Make convolution, activation, batch-norm (where `normalized`) and pooling, twice, and a linear layer."""
+    if len(shape) != 3 or min(shape[1:]) < 4:
+        raise InvalidInputError(
+            f"A convolutional network needs images of at least 4×4 pixels; the data have shape {tuple(shape)}. "
+            "Use fc-tanh."
+        )
+    channels, height, width = shape
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise((channels, *_CHANNELS)):
+        layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), activation()]
+        layers += [nn.BatchNorm2d(fan_out)] if normalized else []
+        layers += [pool(2)]
+        height, width = height // 2, width // 2
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(_CHANNELS[-1] * height * width, n_outputs))
+
+
+def deep_linear(n_inputs: int, n_outputs: int) -> nn.Module:
+    """Make 20 linear layers without biases, Xavier normal."""
+    if n_inputs != n_outputs:
+        raise InvalidInputError(
+            f"deeplinear has as many outputs as inputs, the data have {n_inputs} and {n_outputs}. Use linear-50-50."
+        )
+    layers = [nn.Linear(n_inputs, n_inputs, bias=False) for _ in range(_LINEAR_LAYERS)]
+    for layer in layers:
+        nn.init.xavier_normal_(layer.weight)
+    return nn.Sequential(*layers)
 
 
 def regression(n_inputs: int, n_outputs: int) -> nn.Module:
