@@ -40,6 +40,9 @@ examples: $(INSTALLED)
 	$(BIN)/python examples/digits.py --small --out-dir demo/small
 	$(BIN)/python examples/compare_integrators.py --small --out-dir demo/small
 	$(BIN)/python examples/cifar_flow.py --small --out-dir demo/small
+	$(BIN)/python examples/edge_of_stability.py --small --lrs 0.6 --t-max 12 --out-dir demo/small/edge
+	$(BIN)/python examples/progressive_sharpening.py --small --out-dir demo/small/sharpening
+	$(BIN)/python examples/momentum_thresholds.py --small --out-dir demo/small/momentum
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,11 +1,10 @@
 """Momentum has an edge of stability of its own (Cohen et al. 2021, section 3.3).
 
-On the digits, with one learning rate and one momentum: gradient descent with Polyak's momentum trains at
-λ₁ = (2 + 2β)/η, with Nesterov's at (2 + 2β)/(η(1 + 2β)), each as plain gradient descent does at 2/η. Learning rates are
-chosen so that all three thresholds lie between λ₁ at the start and what the flow reaches. Draws
-momentum_thresholds.png from the files.
+On the digits: gradient descent with Polyak's momentum trains at λ₁ = (2 + 2β)/η, with Nesterov's at
+(2 + 2β)/(η(1 + 2β)), as plain gradient descent does at 2/η. Learning rates are chosen so that all three thresholds lie
+between λ₁ at the start and what the flow reaches. Draws momentum_thresholds.png from the files.
 
-    python examples/momentum_thresholds.py [--t-max 150] [--out-dir DIR]
+    python examples/momentum_thresholds.py [--t-max 250] [--out-dir DIR]
     python examples/momentum_thresholds.py --small          # to t = 12
 """
 
