@@ -21,6 +21,7 @@ class Method:
     tolerances: Any = None
     sharpness: bool = True  # a step's report has one
     exact_gradient: bool = True  # the gradient in a report is LossFunction.gradient's, bit for bit
+    float32: bool = True  # the same run in float32 stays near; not if entries are divided by their own size
 
     def __str__(self):
         return self.name
@@ -46,6 +47,11 @@ OURS = [
         )
         for name in ("polyak", "nesterov")
     ),
+    Method("adam", {"lr": 0.01}, sharpness=False),
+    Method("rmsprop", {"lr": 0.01, "momentum": 0.5}, sharpness=False, float32=False),
+    Method("lbfgs", {"lr": 0.5, "max_iter": 3}, sharpness=False, float32=False),
+    Method("elra", {"lr": 1e-3}, sharpness=False, float32=False),
+    Method("esgd", {"lr": 0.5}, sharpness=False),
     Method("adaptive-gd", {"lr": 0.05}, lambda h: {"lr": h}, (0.9, 1.1), exact_gradient=False),
     Method("rk4", {}, lambda h: {"alpha": 2.7, "max_step": h}, (3.8, 4.2)),
     Method(

@@ -414,7 +414,7 @@ def test_the_built_in_cap_is_a_failure(monkeypatch):
         ({"t_max": 1.0, "params": torch.full((3,), math.nan)}, ValueError, "finite loss and gradient at the initial θ"),
         ({"t_max": 1.0, "loss": torch.nn.Linear(1, 1)}, TypeError, "LossFunction or a callable"),
         ({"t_max": 1.0, "loss": None}, TypeError, "LossFunction or a callable"),
-        ({"t_max": 1.0, "method": 4}, TypeError, "method as a name or an integrator"),
+        ({"t_max": 1.0, "method": 4}, TypeError, "method as a name, an integrator, or a class"),
         ({"t_max": 1.0, "lr": None}, TypeError, "lr to be a number"),
     ],
 )  # fmt: skip

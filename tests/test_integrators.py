@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import test_optimizers
 import torch
 from methods import FLOWS, METHODS
 from scipy.integrate import solve_ivp
@@ -80,7 +81,7 @@ def test_errors_follow_the_tolerance(method):
 
 
 def test_every_method_is_tested():
-    assert {cls.name for cls in REGISTRY.values()} == {m.name for m in METHODS}
+    assert {cls.name for cls in REGISTRY.values()} == {m.name for m in METHODS} | set(test_optimizers.TORCH)
 
 
 def test_expeuler_is_exact_on_a_quadratic_that_is_all_stiff():
@@ -376,7 +377,7 @@ def test_a_step_changes_nothing_it_was_given(method, dtype):
         assert torch.allclose(first.interpolant(0.0), theta, atol=rounding)
 
 
-@pytest.mark.parametrize("method", METHODS, ids=IDS)
+@pytest.mark.parametrize("method", [m for m in METHODS if m.float32], ids=str)
 def test_float32_follows_float64(method, device):
     runs = []
     for dtype in (torch.float32, torch.float64):
@@ -433,7 +434,7 @@ def test_unknown_options_are_a_type_error_that_lists_the_valid_ones(method):
 def test_unknown_methods_are_refused_with_the_valid_ones():
     with pytest.raises(
         ValueError,
-        match=r"No method 'rk44'; did you mean 'rk4'\? Valid: adaptive-gd, adaptive_heun, auto, bosh3, dopri5",
+        match=r"No method 'rk44'; did you mean 'rk4'\? Valid: adadelta, adafactor, adagrad, adam",
     ):
         gradflow.integrate(lambda x: (x**2).sum(), torch.ones(2), method="rk44", t_max=1.0)
 

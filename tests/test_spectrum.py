@@ -258,7 +258,7 @@ def test_density_of_an_exhausted_krylov_space_keeps_its_weight():
         (lambda s: s.top(1, LossFunction.from_callable(torch.sum)), "pass θ here"),
         (lambda s: s.density(n_vectors=0), "n_vectors ≥ 1"),
         (lambda s: SpectrumService(max_hvps=0), "max_hvps ≥ 1"),
-        (lambda s: s.top(2.0), "k as an int, got float"),
+        (lambda s: s.top(2.0), "k to be an int, got float"),
         (lambda s: s.top(2, tol=0.0), "tol > 0"),
         (lambda s: s.top(2, torch.zeros(P)), "needs a loss"),
         (lambda s: s.top(2, torch.zeros(3, 4)), r"square operator of shape \(P, P\), got shape \(3, 4\)"),

@@ -103,7 +103,7 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
 
 
 def crossing_time(run: xr.Dataset) -> float:
-    """Give the first recorded time at which the sharpness is above the run's stability threshold.
+    """Give the first recorded time at which the (effective) sharpness is above the run's stability threshold.
 
     Parameters
     ----------
@@ -117,8 +117,25 @@ def crossing_time(run: xr.Dataset) -> float:
     threshold = run.attrs.get("stability_threshold")
     if threshold is None or "eigenvalue" not in run:
         return float("nan")
-    above = run.time.values[run.eigenvalue[:, 0].values > threshold]
+    above = run.time.values[governing_sharpness(run).values > threshold]
     return float(above[0]) if len(above) else float("nan")
+
+
+def governing_sharpness(run: xr.Dataset) -> xr.DataArray:
+    """Give the sharpness that decides on stability: of the preconditioned Hessian, for methods that precondition.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+
+    Returns
+    -------
+    xarray.DataArray
+        λ₁ over time; where no eigenvalues were recorded, those that the steps were sized with.
+    """
+    if "effective_eigenvalue" in run:
+        return run.effective_eigenvalue[:, 0]
+    return run.eigenvalue[:, 0] if "eigenvalue" in run else run.sharpness_used
 
 
 def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:

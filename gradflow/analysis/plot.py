@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradflow.analysis.combine import RECORD, separate
-from gradflow.analysis.compare import compare, label
+from gradflow.analysis.compare import compare, governing_sharpness, label
 from gradflow.errors import GradflowError, InvalidInputError, InvalidTypeError, UnknownNameError, suggest
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
@@ -57,6 +57,8 @@ def accuracy(runs: Runs, ax: Axes | None = None) -> Axes:
 def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     """Plot the largest Hessian eigenvalue over time, with the threshold of each optimiser, 2/η for ``gd``.
 
+    For adaptive optimisers that is λ₁ of the preconditioned Hessian.
+
     Parameters
     ----------
     runs : Dataset or mapping of str to Dataset
@@ -66,13 +68,15 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     ax = _axes(ax)
     thresholds: dict[float, tuple[str, Any]] = {}
     for name, run in _named(runs).items():
-        line = _line(ax, _sharpness(run), name)
+        line = _line(ax, governing_sharpness(run), name)
         if "stability_threshold" in run.attrs:
             value = float(run.attrs["stability_threshold"])
             thresholds.setdefault(value, (_threshold_name(run), line.get_color()))
     for value, (formula, color) in thresholds.items():
         ax.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{formula} = {value:.4g}")
-    ax.set(xlabel="time t", ylabel="sharpness λ₁")
+    effective = ["effective_eigenvalue" in run for run in _named(runs).values()]
+    what = "sharpness λ₁, effective where preconditioned" if any(effective) else "sharpness λ₁"
+    ax.set(xlabel="time t", ylabel="effective sharpness λ₁" if all(effective) else what)
     return _legend(_from_zero(ax))
 
 
@@ -221,7 +225,7 @@ def _panels_of(named: Mapping[str, xr.Dataset]) -> list[str]:
     chosen = ["loss"]
     if any(np.isfinite(run.train_accuracy).any() for run in named.values()):
         chosen.append("accuracy")
-    if any(np.isfinite(_sharpness(run)).any() for run in named.values()):
+    if any(np.isfinite(governing_sharpness(run)).any() for run in named.values()):
         chosen.append("sharpness")
     if len(named) == 2:
         try:
@@ -238,10 +242,6 @@ def _share_times(a: xr.Dataset, b: xr.Dataset) -> bool:
         return compare(a, b).sizes["time"] > 2
     except GradflowError:
         return False
-
-
-def _sharpness(run: xr.Dataset) -> xr.DataArray:
-    return run.eigenvalue[:, 0] if "eigenvalue" in run else run.sharpness_used
 
 
 def _threshold_name(run: xr.Dataset) -> str:

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradflow.checks import check_count, check_number
 from gradflow.driver import Cadence, Ends, EverySteps, EveryTime, StepReport, at_times, cadence, steps
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
 from gradflow.integrators import Integrator, make_integrator
-from gradflow.integrators.base import check_count, check_number
 from gradflow.loss import LossFunction
 
 #: θ is recorded along the way by default up to this many parameters.
@@ -59,7 +59,7 @@ def as_grid(density_at: Sequence[float] | None) -> Tensor | None:
 
 
 def make_method(
-    method: str | Integrator,
+    method: str | Integrator | type[torch.optim.Optimizer],
     method_options: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     loss: LossFunction,

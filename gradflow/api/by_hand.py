@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradflow.api.arguments import Loss, as_loss, initial_theta, make_method
 from gradflow.driver import NumericalFailure, Stepper, StepReport
@@ -80,7 +81,7 @@ class Solver:
 
 
 def solver(
-    method: str | Integrator,
+    method: str | Integrator | type[Optimizer],
     loss: Loss,
     params: Tensor | None = None,
     *,
@@ -94,7 +95,7 @@ def solver(
 
     Parameters
     ----------
-    method : str or Integrator
+    method : str, Integrator, or class of optimisers
     loss : LossFunction or callable
     params : Tensor, shape (P,), optional
         θ₀, never changed. Default: the net's present weights.

@@ -15,6 +15,7 @@ from gradflow.integrators import Flow, Integrator
 from gradflow.loss import LossFunction
 from gradflow.observe import (
     Density,
+    EffectiveSpectrum,
     Observer,
     Observers,
     Parameters,
@@ -40,11 +41,14 @@ def make_observers(
     """Make what measures the groups of quantities; spectra are those of `spectrum_of`."""
     own = Flow(loss)
     flow = own if spectrum_of is loss else Flow(spectrum_of)
+    groups = frozenset(groups)
     observers: list[Observer] = [Scalars(loss)]
     if test is not None:
         observers.append(Test(test))
     if n_eigs:
         observers.append(Spectrum(flow, n_eigs, eigs_tol))
+    if "effective" in groups:
+        observers.append(EffectiveSpectrum(flow, n_eigs, eigs_tol))
     if density_at is not None:
         observers.append(Density(flow, density_at))
     if projection is not None:
@@ -70,6 +74,8 @@ def make_record(
     optional = {
         "eigenvalue": "eigenvalues",
         "eigenvalue_residual": "eigenvalues",
+        "effective_eigenvalue": "effective",
+        "effective_eigenvalue_residual": "effective",
         "spectral_density": "density",
         "spectral_density_error": "density",
         "x": "density",
@@ -122,7 +128,7 @@ def run_attributes(
     """Give the attributes of a run that are known at its start."""
     return {
         "method": integrator.name,
-        "time_definition": "flow",
+        "time_definition": integrator.time_definition,
         "device": str(theta.device),
         "device_name": torch.cuda.get_device_name(theta.device) if theta.is_cuda else "cpu",
         "dtype": str(theta.dtype).removeprefix("torch."),

@@ -35,10 +35,10 @@ from gradflow.api.parts import (
     static_variables,
     to_numpy,
 )
+from gradflow.checks import check_number
 from gradflow.driver import Outcome, Schedule, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError
 from gradflow.integrators import Flow, Integrator
-from gradflow.integrators.base import check_number
 from gradflow.loss import LossFunction
 from gradflow.observe import RandomProjection
 from gradflow.record import check_attributes, check_output, provenance
@@ -48,7 +48,7 @@ def integrate(
     loss: Loss,
     params: Tensor | None = None,
     *,
-    method: str | Integrator,
+    method: str | Integrator | type[torch.optim.Optimizer],
     t_max: float | None = None,
     save_every: Every | None = None,
     save_at: Sequence[float] | None = None,
@@ -86,8 +86,9 @@ def integrate(
         What to descend; a callable takes flat θ, shape (P,), and returns a scalar.
     params : Tensor, shape (P,), optional
         θ₀. Default: the net's present weights; must be given for a callable. Never changed.
-    method : str or Integrator
-        Name of a method (see the table in the README), or an integrator.
+    method : str, Integrator, or class of optimisers
+        Name of a method (see the table in the README), an integrator, or a class with the interface of
+        ``torch.optim.Optimizer``, whose options are keywords.
     t_max : float, optional
         Time to integrate to. Flows land on it; discrete methods stop at the first step at or after it.
     save_every : float, gradflow.steps or sequence of float, optional
@@ -223,9 +224,10 @@ def integrate(
     attrs = check_attributes(provenance(config) | run_attributes(integrator, theta, projection))
 
     stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
-    observers = make_observers(loss, spectrum_of, test, cadences, n_eigs, eigs_tol, grid, projection)
+    groups = {*cadences} | ({"effective"} if n_eigs and integrator.preconditions else set())
+    observers = make_observers(loss, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
     record = make_record(
-        out, theta, cadences, n_eigs, grid, n_projections, attrs, overwrite, sync_every, checkpoint_every
+        out, theta, groups, n_eigs, grid, n_projections, attrs, overwrite, sync_every, checkpoint_every
     )
     try:
         outcome = run(stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress)

@@ -18,7 +18,7 @@ from gradflow import problems
 from gradflow.analysis import compare, label, summary
 from gradflow.api import integrate
 from gradflow.cli import edge_of_stability
-from gradflow.cli.options import flag, integrate_options, method_options, options
+from gradflow.cli.options import RENAMED, flag, integrate_options, method_options, options
 from gradflow.errors import GradflowError, IntegrationWarning
 from gradflow.integrators import METHODS
 from gradflow.problems import cifar
@@ -95,7 +95,8 @@ def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
     of_problem = {name: chosen.pop(name) for name in ("dtype", "device", "batch_size", "data")}
     test, out_dir, save_model = (chosen.pop(name) for name in ("test", "out_dir", "save_model"))
     own = {option.name for option in method_options()}
-    method_chosen = {k: v for k, v in chosen.items() if k in own and v is not None}
+    names = {flag: name for name, flag in RENAMED.items()}
+    method_chosen = {names.get(k, k): v for k, v in chosen.items() if k in own and v is not None}
     rest = {k: v for k, v in chosen.items() if k not in own}
     try:
         train, test_loss, params = problems.load(

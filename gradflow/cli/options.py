@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import numpy as np
@@ -83,6 +83,22 @@ def read_times(text: str) -> list[float]:
     return times
 
 
+class Numbers(click.ParamType[Any]):
+    """A number, or several separated by commas: ``0.9,0.99``."""
+
+    name = "x|x1,x2,…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read them."""
+        if not isinstance(value, str):
+            return value
+        try:
+            numbers = tuple(None if part.strip() == "none" else float(part) for part in value.split(","))
+            return numbers if len(numbers) > 1 else numbers[0]
+        except ValueError:
+            self.fail(f"expected a number, or several separated by commas, got {value!r}", param, ctx)
+
+
 class Settings(click.ParamType[dict[str, Any]]):
     """Options of a library's solver: ``safety=0.8,first_step=0.01``."""
 
@@ -127,6 +143,10 @@ def parameter_docs(doc: str | None) -> dict[str, str]:
     return found
 
 
+#: Options of methods whose flag has another name.
+RENAMED = {"batch_size": "minibatch_size"}
+
+
 def integrate_options() -> Iterator[click.Option]:
     """Make the options that set the arguments of integrate()."""
     docs = parameter_docs(integrate.__doc__)
@@ -138,19 +158,24 @@ def integrate_options() -> Iterator[click.Option]:
 
 
 def method_options() -> Iterator[click.Option]:
-    """Make the options that set the options of the methods, each once."""
-    taken: dict[str, tuple[Any, str, dict[str, str]]] = {}
+    """Make the options that set the options of the methods, each once.
+
+    The size of mini-batches is ``--minibatch-size``: how many samples are processed at once is ``--batch-size``.
+    """
+    taken: dict[str, tuple[list[Any], str, dict[str, str]]] = {}
     for cls in METHODS.values():
         docs, hints = _documented(cls), typing.get_type_hints(cls)
         for field in dataclasses.fields(cls):
-            _, _, defaults = taken.setdefault(field.name, (hints[field.name], docs[field.name], {}))
-            defaults[cls.family or cls.name] = _shown_default(field)
-    for name, (hint, doc, defaults) in taken.items():
+            types, _, defaults = taken.setdefault(field.name, ([], docs[field.name], {}))
+            types += _members(hints[field.name])
+            who, default = cls.family or cls.name, _shown_default(field)
+            defaults[who] = default if defaults.get(who, default) == default else ""
+    for name, (types, doc, defaults) in taken.items():
         if len(set(defaults.values())) == 1 and len(defaults) > 1:
             shown = ", ".join(defaults) + next(iter(defaults.values()))
         else:
             shown = ", ".join(method + default for method, default in defaults.items())
-        yield _option(name, hint, None, f"[{shown}] {doc}")
+        yield _option(RENAMED.get(name, name), typing.Union[tuple(types)], None, f"[{shown}] {doc}")  # noqa: UP007
 
 
 def _documented(cls: type) -> dict[str, str]:
@@ -203,6 +228,12 @@ def _type(name: str, kinds: list[Any]) -> Any:
         return click.Path(path_type=Path)
     if name == "on_failure":
         return click.Choice(["return", "raise"])
+    if any(typing.get_origin(kind) is tuple for kind in kinds):
+        return Numbers()
+    if choices := [
+        value for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)
+    ]:
+        return click.Choice(choices)
     return next(kind for kind in (float, int, str) if kind in kinds)
 
 

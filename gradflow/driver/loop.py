@@ -32,7 +32,10 @@ class Moment:
         Accepted steps so far.
     theta : Tensor, shape (P,)
     point : Point or None
-        θ with what the run knows there; None where θ was interpolated within a step.
+        θ with what the run knows there; None where θ was interpolated within a step, or the run knows nothing of
+        the whole data there.
+    preconditioner : callable
+        Gives the diagonal of the method's preconditioner, shape (P,), or None.
     step_size, sharpness_used : float
         Of the last step; NaN before the first.
     cost : Cost
@@ -48,6 +51,7 @@ class Moment:
     sharpness_used: float
     cost: Cost
     wall_time: float
+    preconditioner: Callable[[], Tensor | None] = lambda: None
 
 
 class Recorder(Protocol):
@@ -99,7 +103,8 @@ class Ends:
         t, n = stepper.t, stepper.n_steps
         if self.t_max is not None and t >= self.t_max * (1 - 1e-12):
             return Status.REACHED_T_MAX
-        if self.loss_goal is not None and stepper.point.loss <= self.loss_goal:
+        looks = not stepper.integrator.stochastic  # whose goals are looked at with the records
+        if self.loss_goal is not None and looks and stepper.point.loss <= self.loss_goal:
             return Status.REACHED_LOSS_GOAL
         if self.max_steps is not None and n >= self.max_steps:
             return Status.REACHED_MAX_STEPS
@@ -148,11 +153,12 @@ class _Run:
             t=stepper.t,
             step=stepper.n_steps,
             theta=stepper.point.theta,
-            point=stepper.point,
+            point=None if stepper.integrator.stochastic else stepper.point,
             step_size=math.nan if report is None else report.dt,
             sharpness_used=math.nan if report is None else report.sharpness,
             cost=stepper.flow.cost.copy(),
             wall_time=self.elapsed,
+            preconditioner=stepper.preconditioner,
         )
 
     def within_step(self, t: float, report: StepReport) -> Moment:
@@ -173,16 +179,25 @@ class _Run:
             now.wall_time,
         )
 
-    def record(self, moment: Moment, due: frozenset[str]) -> bool:
-        """Record what is due; all of it if that ends the run. Whether the accuracy goal is reached."""
+    def record(self, moment: Moment, due: frozenset[str]) -> Status | None:
+        """Record what is due; all of it if that reaches a goal, which is given."""
         record = self.recorder.measure(moment, due)
-        goal = self.ends.acc_goal
-        reached = agree(goal is not None and record.get("train_accuracy", -math.inf) >= goal)
-        if reached and moment.point is not None:
+        reached = agree(self._goal_at(record))
+        if reached is not None and moment.t == self.stepper.t:
             record |= self.recorder.measure(moment, self.schedule.groups - due)
         self.recorder.append(record)
         self.last_recorded = moment.t, due
-        return bool(reached)
+        return reached
+
+    def _goal_at(self, record: dict[str, Any]) -> Status | None:
+        """Give the goal that a record reaches: of the accuracy, and of the loss where steps don't see it."""
+        accuracy, loss = self.ends.acc_goal, self.ends.loss_goal
+        if accuracy is not None and record.get("train_accuracy", -math.inf) >= accuracy:
+            return Status.REACHED_ACCURACY_GOAL
+        sees = not self.stepper.integrator.stochastic
+        if loss is not None and not sees and record.get("train_loss", math.inf) <= loss:
+            return Status.REACHED_LOSS_GOAL
+        return None
 
     def complete(self) -> None:
         """Make the present state, with all quantities, the last record."""
@@ -216,8 +231,9 @@ class _Run:
             due = [each for each in due if each[0] != report.t] + [(report.t, self.schedule.groups)]
         for t, groups in due:
             moment = self.moment() if t == report.t else self.within_step(t, report)
-            if self.record(moment, groups) and status is None:
-                status = Status.REACHED_ACCURACY_GOAL
+            reached = self.record(moment, groups)
+            if reached is not None and status is None:
+                status = reached
                 if t != report.t:  # the state at the end of the step is the last record
                     self.record(self.moment(), self.schedule.groups)
                     break
@@ -247,8 +263,8 @@ def run(
     this = _Run(stepper, schedule, recorder, ends)
     try:
         status = ends.reached(stepper, 0.0)
-        if this.record(this.moment(), schedule.groups) and status is None:
-            status = Status.REACHED_ACCURACY_GOAL
+        reached = this.record(this.moment(), schedule.groups)
+        status = reached if status is None else status
         with Progress(progress, ends.t_max, ends.max_steps) as bar:
             while status is None:
                 try:

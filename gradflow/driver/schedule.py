@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
+from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, InvalidTypeError
-from gradflow.integrators.base import check_count, check_number
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class StepReport:
     t, dt : float
         Time at the end of the step, and its size.
     loss : float
-        Loss before the step.
+        Loss before the step; that of the mini-batch where the step saw no more.
     sharpness : float
         λ₁ that the step was sized with; NaN for a method that measures none.
     eigenvalues : Tensor, shape (k,), float64, on the CPU
@@ -130,22 +130,25 @@ class Stepper:
         for attempt in range(_MAX_REJECTIONS + 1):
             proposal = self._propose(fresh=attempt > 0)
             h = min(proposal.h, h / 2)
-            h, lands = (h, False) if self.integrator.discrete else fit_step(h, self.t, target)
-            self._check_size(h)
+            discrete = self.integrator.discrete
+            h, lands = (h, False) if discrete else fit_step(h, self.t, target)
+            if not discrete:
+                self._check_size(h)
             result = self._try(h)
             self.n_rejected += result.n_rejected
             if result.h is not None:
                 lands, h = lands and result.h >= h, result.h
+            if not (discrete and h == 0):  # to which a scheduler may take a learning rate
                 self._check_size(h)
             new = self.flow.at(result.theta, result.known)
-            rises = self._rises(new)
+            rises = self._looks_ahead and self._rises(new)
             if not agree(rises and self.integrator.watches_loss and attempt < _MAX_REJECTIONS):
                 break
             self.n_rejected += 1
             self._state = self.integrator.refused(h, self._state)
-        if not new.is_finite:
+        if not (new.is_finite if self._looks_ahead else bool(torch.isfinite(new.theta).all())):
             raise NumericalFailure(
-                Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to a loss of {new.loss}"
+                Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to {self._said(new)}"
             )
         if rises and self.error_if_unstable:
             detail = f"a step of {h:.3g} from t = {self.t:.6g} took it from {self.point.loss:.6g} to {new.loss:.6g}"
@@ -155,6 +158,11 @@ class Stepper:
             proposal, h, target if lands else None, result, new, with_gradient, with_eigenvectors
         )
 
+    @property
+    def _looks_ahead(self) -> bool:
+        """Whether the loss at a step's end is looked at: not if it is no part of the method, or may be anything."""
+        return not (self.integrator.stochastic or self.integrator.recovers)
+
     def _try(self, h: float) -> StepResult:
         try:
             return self.integrator.step(self.point, h, self._state)
@@ -162,6 +170,9 @@ class Stepper:
             raise NumericalFailure(Status.STEP_UNDERFLOW, str(failure)) from failure
         except NoUsableSharpness as failure:
             raise NumericalFailure(Status.NO_SHARPNESS, str(failure)) from failure
+
+    def _said(self, new: Point) -> str:
+        return f"a loss of {new.loss}" if self._looks_ahead else "parameters that aren't finite"
 
     def _propose(self, *, fresh: bool) -> Proposal:
         try:
@@ -211,7 +222,7 @@ class Stepper:
             step=self.n_steps,
             t=self.t,
             dt=h,
-            loss=before.loss,
+            loss=before.loss if result.loss is None else result.loss,
             sharpness=float(pairs.values[0]) if pairs is not None else math.nan,
             eigenvalues=pairs.values
             if pairs is not None
@@ -222,6 +233,10 @@ class Stepper:
             gradient=before.gradient if with_gradient else None,
             eigenvectors=pairs.vectors if measured and pairs is not None else None,
         )
+
+    def preconditioner(self) -> Tensor | None:
+        """Give the diagonal of the method's preconditioner, shape (P,), as it is now."""
+        return self.integrator.preconditioner(self._state)
 
     def state_dict(self) -> dict[str, Any]:
         """Give everything that the run's continuation depends on, for a checkpoint."""

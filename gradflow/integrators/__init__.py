@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch.optim import Optimizer
+
 from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
 from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
@@ -18,34 +20,33 @@ from gradflow.integrators.reference_scipy import scipy_methods
 from gradflow.integrators.reference_torchdiffeq import torchdiffeq_methods
 from gradflow.integrators.rk4 import RK4
 from gradflow.integrators.rkc import RKC
-from gradflow.integrators.torch_optimizer import Nesterov, Polyak
+from gradflow.integrators.torch_methods import Nesterov, Polyak, method_of, torch_methods
 
 #: Every method by name. ``euler`` is an alias of ``gd``.
 METHODS: dict[str, type[Integrator]] = {
     "auto": Auto,
     "gd": Euler,
     "euler": Euler,
-    "polyak": Polyak,
-    "nesterov": Nesterov,
     "adaptive-gd": AdaptiveGD,
     "rk4": RK4,
     "expeuler": ExponentialEuler,
     "rkc": RKC,
     "exprb32": Exprb32,
     "exprb43": Exprb43,
+    **torch_methods(),
     **torchdiffeq_methods(),
     **scipy_methods(),
 }
 
 
 def make_integrator(
-    method: str | Integrator, options: Mapping[str, Any], also: Iterable[str] = ()
+    method: str | Integrator | type[Optimizer], options: Mapping[str, Any], also: Iterable[str] = ()
 ) -> Integrator:
     """Make the integrator of a name with its options; an instance is returned as it is.
 
     Parameters
     ----------
-    method : str or Integrator
+    method : str, Integrator, or class of optimisers
     options : mapping
         By name.
     also : iterable of str
@@ -70,11 +71,23 @@ def make_integrator(
     given: object = method
     if isinstance(given, type) and issubclass(given, Integrator):
         raise InvalidTypeError(f"Expected an integrator as an instance, got the class: {given.__name__}(…).")
-    if not isinstance(method, str):
-        raise InvalidTypeError(f"Expected method as a name or an integrator, got {type(method).__name__}.")
-    if method not in METHODS:
+    if isinstance(given, Optimizer):
+        raise InvalidTypeError(
+            f"Expected an optimiser as its class, got an instance: pass {type(given).__name__}, and "
+            "its options as keywords."
+        )
+    cls: type[Integrator]
+    if isinstance(given, type) and issubclass(given, Optimizer):
+        cls = method_of(given)
+        method = cls.name
+    elif not isinstance(method, str):
+        raise InvalidTypeError(
+            f"Expected method as a name, an integrator, or a class of optimisers, got {type(method).__name__}."
+        )
+    elif method not in METHODS:
         raise UnknownNameError(f"No method {method!r}; {suggest(method, METHODS)}")
-    cls = METHODS[method]
+    else:
+        cls = METHODS[method]
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for name in options:
         if name not in fields:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from gradflow.integrators.base import Integrator, StepResult, check_count, check_number
+from gradflow.checks import check_count, check_number
+from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import euler_step
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import BulkCap

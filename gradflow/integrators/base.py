@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +10,6 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import StepRule
 from gradflow.loss import LossFunction
@@ -42,6 +39,8 @@ class StepResult:
         Attempts that the method's own error control rejected.
     pairs : Eigenpairs or None
         Top eigenpairs of the Hessian at the step's start, where the step came by them.
+    loss : float or None
+        Loss at the step's start, where the step saw a part of the data alone.
     """
 
     theta: Tensor
@@ -52,6 +51,7 @@ class StepResult:
     known: tuple[Tensor, Tensor] | None = None
     n_rejected: int = 0
     pairs: Eigenpairs | None = None
+    loss: float | None = None
 
 
 class StepUnderflow(ArithmeticError):
@@ -71,7 +71,8 @@ class Integrator(ABC):
        save times), ``keep_graph`` (products are
        wanted at every point), ``interpolates`` (its steps have an interpolant),
        ``limits_itself`` (its own error control limits the step), ``error_norm`` (of that control),
-       ``stability_limit`` (of h·λ₁, where there is one), ``threshold_formula`` (of :attr:`stability_threshold`).
+       ``stability_limit`` (of h·λ₁, where there is one), ``threshold_formula`` (of :attr:`stability_threshold`),
+       ``preconditions`` (has a :meth:`preconditioner`), ``recovers`` (goes on from a loss that isn't finite).
     4. :meth:`resolve`, where a default depends on the loss.
     5. :attr:`step_rule`: how large a step.
     6. :meth:`step`: the formula, with its paper cited. It never writes θ or a gradient that it was given,
@@ -89,12 +90,24 @@ class Integrator(ABC):
     error_norm: ClassVar[str | None] = None
     family: ClassVar[str | None] = None
     stability_limit: ClassVar[float | None] = None
+    recovers: ClassVar[bool] = False
+    preconditions: ClassVar[bool] = False
     threshold_formula: ClassVar[str | None] = None
 
     @property
     def watches_loss(self) -> bool:
         """Whether a step that raises the loss is rejected: a flow can't raise it, an optimiser can."""
         return not self.discrete
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether steps see a part of the data alone."""
+        return False
+
+    @property
+    def time_definition(self) -> str:
+        """What time means: "flow" where it can be compared with the flow's."""
+        return "flow"
 
     @property
     def stability_threshold(self) -> float | None:
@@ -118,6 +131,10 @@ class Integrator(ABC):
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take one step of size h from a point."""
 
+    def preconditioner(self, state: Any) -> Tensor | None:
+        """Give the diagonal of P, shape (P,), of an update P⁻¹∇L; None where there is none."""
+        return None
+
     def refused(self, h: float, state: Any) -> Any:
         """Give the state to go on from after a step of size h was refused, because the loss rose."""
         return state
@@ -129,34 +146,3 @@ class Integrator(ABC):
     def settings(self) -> dict[str, Any]:
         """Give the options by name, as resolved."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-
-def check_number(
-    name: str, value: object, *, above: float | None = None, least: float | None = None, finite: bool = True
-) -> None:
-    """Refuse what isn't a real number in range."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"Expected {name} to be a number, got {type(value).__name__} {value!r}.")
-    number = as_float(value)
-    if math.isnan(number) or (finite and math.isinf(number)):
-        raise InvalidInputError(f"Expected {name} to be finite, got {value}.")
-    if above is not None and not number > above:
-        raise InvalidInputError(f"Expected {name} > {above:g}, got {value}.")
-    if least is not None and not number >= least:
-        raise InvalidInputError(f"Expected {name} ≥ {least:g}, got {value}.")
-
-
-def as_float(value: numbers.Real) -> float:
-    """Convert a real number; infinite where it is beyond float64."""
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def check_count(name: str, value: object, *, least: int = 0) -> None:
-    """Refuse what isn't an int of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidTypeError(f"Expected {name} to be an int, got {type(value).__name__} {value!r}.")
-    if int(value) < least:
-        raise InvalidInputError(f"Expected {name} ≥ {least}, got {value}.")

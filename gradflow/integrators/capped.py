@@ -9,7 +9,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from gradflow.integrators.base import Integrator, check_number
+from gradflow.checks import check_number
+from gradflow.integrators.base import Integrator
 from gradflow.integrators.step_rules import NoLimit, SharpnessCap, StepRule
 
 #: Part of the stability interval that a capped step may use.

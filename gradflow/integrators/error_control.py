@@ -12,8 +12,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from gradflow.checks import check_number
 from gradflow.errors import IntegrationWarning
-from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
+from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import NoLimit, divide
 from gradflow.spectrum import Eigenpairs

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradflow.integrators.base import Integrator, StepResult, check_number
+from gradflow.checks import check_number
+from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import FixedStep
 

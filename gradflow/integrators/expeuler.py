@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError
-from gradflow.integrators.base import Integrator, StepResult, check_count, check_number
+from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.flow import Point
 from gradflow.integrators.phi import phi
 from gradflow.integrators.step_rules import BulkCap

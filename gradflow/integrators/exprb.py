@@ -10,7 +10,7 @@ from typing import ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from gradflow.integrators.base import check_count, check_number
+from gradflow.checks import check_count, check_number
 from gradflow.integrators.error_control import Attempt, ErrorControlled
 from gradflow.integrators.flow import Point
 from gradflow.integrators.krylov import DenseSpace, KrylovSpace, PhiSpace, Term

@@ -46,11 +46,18 @@ class Flow:
         self.loss = loss
         self.spectrum = SpectrumService(loss)
         self.cost = Cost()
+        self._samples = {"n_gradients": 0, "n_hvps": 0}  # of mini-batches, less than all of the data
         self._keep_graph = keep_graph
 
     def __call__(self, theta: Tensor) -> Tensor:
         """Evaluate −∇L at θ, shape (P,)."""
         return -self.evaluate(theta)[1]
+
+    def count_samples(self, n: int, *, gradients: bool) -> None:
+        """Count an evaluation on n samples; as many as there are count as one on all."""
+        what = "n_gradients" if gradients else "n_hvps"
+        whole, self._samples[what] = divmod(self._samples[what] + n, self.loss.n_samples or 1)
+        setattr(self.cost, what, getattr(self.cost, what) + whole)
 
     def is_of(self, loss: LossFunction) -> bool:
         """Whether this is the flow of a loss, and not of a part of its data."""
@@ -104,6 +111,11 @@ class Point:
         """Value, gradient and Hessian–vector products at θ; costs a gradient."""
         self.flow.cost.n_gradients += 1
         return self.flow.loss.linearize(self.theta)
+
+    @property
+    def value(self) -> Tensor:
+        """L(θ), shape ()."""
+        return self._value_and_gradient[0]
 
     @cached_property
     def loss(self) -> float:

@@ -16,8 +16,9 @@ import torch
 from scipy.integrate import BDF, DOP853, LSODA, RK45, OdeSolver, Radau
 from torch import Tensor
 
+from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
-from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
+from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
 from gradflow.integrators.capped import Capped, stability_of_tableau
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import NoLimit

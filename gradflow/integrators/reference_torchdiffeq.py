@@ -19,8 +19,9 @@ from torchdiffeq._impl.odeint import SOLVERS
 from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _RungeKuttaState
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
+from gradflow.checks import check_number
 from gradflow.errors import InvalidTypeError, UnknownOptionError
-from gradflow.integrators.base import Integrator, StepResult, StepUnderflow, check_number
+from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
 from gradflow.integrators.capped import Capped, stability_of_tableau
 from gradflow.integrators.flow import Flow, Point
 from gradflow.integrators.step_rules import FixedStep

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
-from gradflow.integrators.base import Integrator, StepResult, check_number
+from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import SharpnessCap
 

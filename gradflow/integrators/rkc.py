@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradflow.integrators.base import check_count, check_number
+from gradflow.checks import check_count, check_number
 from gradflow.integrators.error_control import Attempt, Control, ErrorControlled, norm
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import divide, usable

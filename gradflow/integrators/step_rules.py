@@ -74,6 +74,20 @@ class FixedStep:
 
 
 @dataclass(frozen=True)
+class Nominal:
+    """Steps of an optimiser whose learning rate changes: h at first, later what the step says."""
+
+    h: float
+
+    def init(self) -> None:
+        """No state."""
+
+    def propose(self, point: Point, t: float, step: int, state: None, *, fresh: bool = False) -> Proposal:
+        """Propose h."""
+        return Proposal(self.h, None, None)
+
+
+@dataclass(frozen=True)
 class NoLimit:
     """The method's own error control is all that limits the step."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -120,18 +120,21 @@ class ChunkedData:
 
     def head(self, n: int, *, spread: bool = False) -> Chunk:
         """Collate n items: the first ones, or `spread` evenly over the data set."""
-        indices = [i * self.n_samples // n for i in range(n)] if spread else range(n)
+        indices = [i * self.n_samples // n for i in range(n)] if spread else list(range(n))
+        return self.rows(torch.as_tensor(indices, device="cpu"))
+
+    def rows(self, rows: Tensor) -> Chunk:
+        """Collate the items of the given numbers, shape (n,)."""
         if self._is_tensors:
-            rows = torch.as_tensor(list(indices), device="cpu")
             return as_chunk([t[rows.to(t.device)] for t in self.dataset.tensors])
         collate = self._options.get("collate_fn") or default_collate
-        return as_chunk(collate([self.dataset[i] for i in indices]))
+        return as_chunk(collate([self.dataset[i] for i in rows.tolist()]))
 
-    def first(self, n: int) -> Dataset[Any]:
-        """Give the data set of the first n items."""
+    def subset(self, rows: Sequence[int]) -> Dataset[Any]:
+        """Give the data set of some items."""
         if self._is_tensors:
-            return TensorDataset(*(t[:n] for t in self.dataset.tensors))
-        return Subset(self.dataset, range(n))
+            return TensorDataset(*(t[list(rows)] for t in self.dataset.tensors))
+        return Subset(self.dataset, rows)
 
     def host_chunks(self) -> Iterator[Chunk]:
         """Read the chunks from the data set, as it gives them."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import Dataset
 
+from gradflow.checks import check_count
 from gradflow.collective import agree
 from gradflow.errors import InvalidInputError, InvalidTypeError, NonDeterministicLossError
 from gradflow.loss.criteria import ChunkedCriterion, check_additive, resolve_reduction
@@ -85,16 +86,16 @@ class EmpiricalRisk:
         self._hooked = [m for m in net.modules() if m._forward_pre_hooks]
         self._writes_inputs = False
         self.memory_budget = default_memory_budget(self.device) if memory_budget is None else memory_budget
-        check_positive("memory_budget", self.memory_budget)
+        check_count("memory_budget", self.memory_budget, least=1)
 
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), self.settings(self.layout.flatten()):
             self._probe(batch_size)
 
-    def first(self, n: int) -> EmpiricalRisk:
-        """Give the same loss over the first n samples, in chunks of the same size."""
+    def subset(self, rows: Sequence[int]) -> EmpiricalRisk:
+        """Give the same loss over some samples, in chunks of the same size."""
         return EmpiricalRisk(
-            self.data.first(n),
+            self.data.subset(rows),
             self.criterion,
             self.net,
             batch_size=self.data.chunk_size,
@@ -134,7 +135,7 @@ class EmpiricalRisk:
     def _chunk_size(self, batch_size: int | None) -> int:
         N = self.data.n_samples
         if batch_size is not None:
-            check_positive("batch_size", batch_size)
+            check_count("batch_size", batch_size, least=1)
             return min(batch_size, N)
         fitting = self.memory_budget // max(1, self._graph_bytes_per_sample)
         # A power of two, so that the same choice is made again when the free memory is about the same.
@@ -240,6 +241,15 @@ class EmpiricalRisk:
         chunks = self.data.on(theta.device, theta.dtype)
         total = sum(self._denominators)
         for (inputs, target), d in zip(chunks, self._denominators, strict=True):
+            if d > 0 or total == 0:
+                yield self._term(inputs, target, d, total)
+
+    def terms_of(self, chunks: Sequence[Chunk]) -> Iterator[Term]:
+        """Give the terms of the mean over other chunks than those of the whole."""
+        self._check_modes()
+        denominators = [self.chunked.denominator(target, len(inputs[0])) for inputs, target in chunks]
+        total = sum(denominators)
+        for (inputs, target), d in zip(chunks, denominators, strict=True):
             if d > 0 or total == 0:
                 yield self._term(inputs, target, d, total)
 
@@ -369,14 +379,6 @@ def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor)
         right = (output > 0) == (target > 0.5)
         return int(right.sum()), right.numel()
     return 0, 0
-
-
-def check_positive(name: str, value: object) -> None:
-    """Refuse anything but a positive int."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidTypeError(f"Expected {name} to be an int, got {type(value).__name__}.")
-    if value < 1:
-        raise InvalidInputError(f"Expected {name} ≥ 1, got {value}.")
 
 
 def _device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:

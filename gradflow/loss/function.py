@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from gradflow.checks import check_count
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss.criteria import is_cross_entropy
-from gradflow.loss.empirical import EmpiricalRisk, check_positive
+from gradflow.loss.empirical import EmpiricalRisk
 from gradflow.loss.linearization import Linearization, value_and_gradient
+from gradflow.loss.minibatch import MiniBatch
 from gradflow.loss.source import CallableLoss, LossSource, accumulate
 
 
@@ -201,13 +203,31 @@ class LossFunction:
         >>> LossFunction(dataset, nn.MSELoss(), nn.Linear(2, 1)).first(4).n_samples
         4
         """
-        risk = self._need_net("first()")
-        check_positive("n", n)
-        if n >= risk.data.n_samples:
-            return self
+        N = self._need_net("first()").data.n_samples
+        check_count("n", n, least=1)
+        return self if n >= N else self.subset(range(n)).label(first=n)
+
+    def subset(self, rows: Sequence[int]) -> LossFunction:
+        """Give the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
         loss = LossFunction.__new__(LossFunction)
-        loss.source = loss._risk = risk.first(n)
-        loss._labels = self._labels | {"first": n}
+        loss.source = loss._risk = self._need_net("subset()").subset(rows)
+        loss._labels = dict(self._labels)
+        return loss
+
+    def minibatch(self, rows: Tensor) -> LossFunction:
+        """Give the loss over some samples, shape (b,), int64, by their numbers; nothing is checked again.
+
+        Examples
+        --------
+        >>> dataset = torch.utils.data.TensorDataset(torch.arange(4.0)[:, None], torch.zeros(4, 1))
+        >>> loss = LossFunction(dataset, nn.MSELoss(), nn.Linear(1, 1, bias=False))
+        >>> loss.minibatch(torch.tensor([2]))(torch.ones(1))
+        tensor(4.)
+        """
+        loss = LossFunction.__new__(LossFunction)
+        loss.source = MiniBatch(self._need_net("minibatch()"), rows)
+        loss._risk = None
+        loss._labels = self._labels
         return loss
 
     # ------------------------------------------------------------------ θ

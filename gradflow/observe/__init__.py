@@ -2,6 +2,7 @@
 
 from gradflow.observe.observers import (
     Density,
+    EffectiveSpectrum,
     Observer,
     Observers,
     Parameters,
@@ -14,6 +15,7 @@ from gradflow.observe.projections import RandomProjection
 
 __all__ = [
     "Density",
+    "EffectiveSpectrum",
     "Observer",
     "Observers",
     "Parameters",

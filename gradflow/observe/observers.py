@@ -13,7 +13,7 @@ from gradflow.driver import Moment
 from gradflow.integrators.flow import Flow, Point
 from gradflow.loss import LossFunction
 from gradflow.observe.projections import RandomProjection
-from gradflow.spectrum import SpectrumService
+from gradflow.spectrum import Preconditioned, SpectrumService
 
 
 class Observer(Protocol):
@@ -100,6 +100,40 @@ class Spectrum:
             linearization = self._own.linearize_again(point)
             pairs = self._own.spectrum.top(k, linearization, tol=self._tol, start=run.basis)
         return {"eigenvalue": pairs.values.numpy(), "eigenvalue_residual": pairs.residuals.numpy()}
+
+
+class EffectiveSpectrum:
+    """The top eigenvalues of the preconditioned Hessian P^(−1/2) H P^(−1/2), P as the optimiser uses it.
+
+    Where an adaptive method is stable is decided by these (Cohen et al. 2022, arXiv:2207.14484). Not measured
+    before the first step, when the optimiser has no P.
+
+    Parameters
+    ----------
+    flow, n_eigs, tol
+        As of :class:`Spectrum`.
+    """
+
+    group: ClassVar[str] = "eigenvalues"
+
+    def __init__(self, flow: Flow, n_eigs: int, tol: float) -> None:
+        self._own = flow
+        self._n_eigs = n_eigs
+        self._tol = tol
+        self._service = SpectrumService()
+
+    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
+        """Measure at the point."""
+        diagonal = moment.preconditioner()
+        if diagonal is None:
+            return {}
+        operator = Preconditioned(self._own.linearize_again(point), diagonal)
+        pairs = self._service.top(self._n_eigs, operator, tol=self._tol)
+        self._own.spectrum.n_hvps += pairs.n_hvp
+        return {
+            "effective_eigenvalue": pairs.values.numpy(),
+            "effective_eigenvalue_residual": pairs.residuals.numpy(),
+        }
 
 
 class Density:

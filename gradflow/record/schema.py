@@ -57,6 +57,20 @@ VARIABLES: tuple[Variable, ...] = (
         "residual norm of the eigenpair relative to the largest absolute eigenvalue",
         optional=True,
     ),
+    Variable(
+        "effective_eigenvalue",
+        ("time", "eig"),
+        "1",
+        "largest eigenvalues of the preconditioned Hessian, descending",
+        optional=True,
+    ),
+    Variable(
+        "effective_eigenvalue_residual",
+        ("time", "eig"),
+        "1",
+        "residual norm of that eigenpair relative to the largest absolute eigenvalue",
+        optional=True,
+    ),
     Variable("x", ("x",), "1", "Hessian eigenvalue at which the spectral density is given", optional=True),
     Variable("spectral_density", ("time", "x"), "1", "density of the Hessian eigenvalues", optional=True),
     Variable(

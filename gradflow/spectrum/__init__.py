@@ -2,7 +2,7 @@
 
 from gradflow.spectrum.density import SpectralDensity
 from gradflow.spectrum.eigenpairs import Eigenpairs
-from gradflow.spectrum.operators import SymmetricOperator
+from gradflow.spectrum.operators import Preconditioned, SymmetricOperator
 from gradflow.spectrum.service import SpectrumService
 
-__all__ = ["Eigenpairs", "SpectralDensity", "SpectrumService", "SymmetricOperator"]
+__all__ = ["Eigenpairs", "Preconditioned", "SpectralDensity", "SpectrumService", "SymmetricOperator"]

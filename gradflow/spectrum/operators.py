@@ -16,7 +16,7 @@ class SymmetricOperator(Protocol):
 
     A :class:`gradflow.loss.Linearization` is one (the Hessian at its θ), and so is a symmetric
     ``torch.Tensor`` of shape (P, P). The Hessian on a subset of the data is the linearization of the loss on
-    that subset; a preconditioned Hessian is any object with these four members.
+    that subset; :class:`Preconditioned` is one with a diagonal preconditioner.
     """
 
     @property
@@ -69,3 +69,25 @@ class Negated:
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         return -(self._operator @ vectors)
+
+
+class Preconditioned:
+    """P^(−1/2) H P^(−1/2), P diagonal: its eigenvalues are those of P⁻¹H.
+
+    Parameters
+    ----------
+    operator : SymmetricOperator
+        H.
+    diagonal : Tensor, shape (P,)
+        Of P, ≥ 0. Where it is 0, the preconditioned gradient is taken to be 0.
+    """
+
+    def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:
+        self._operator = operator
+        self._scale = torch.where(diagonal > 0, diagonal, torch.inf).rsqrt()[:, None].to(operator.dtype)
+        self.shape = operator.shape
+        self.dtype = operator.dtype
+        self.device = operator.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self._scale * (self._operator @ (self._scale * vectors))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -10,7 +9,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
+from gradflow.checks import check_count
+from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.spectrum.backends import BACKENDS
 from gradflow.spectrum.density import SpectralDensity, lanczos_density
 from gradflow.spectrum.eigenpairs import Eigenpairs
@@ -70,7 +70,7 @@ class SpectrumService:
         if backend not in BACKENDS:
             raise UnknownNameError(f"No eigensolver {backend!r}; {suggest(backend, BACKENDS)}")
         if max_hvps is not None:
-            _check_count("max_hvps", max_hvps)
+            check_count("max_hvps", max_hvps, least=1)
         if target is not None and not isinstance(target, HasHessian):
             check_operator(target)
         self.backend = backend
@@ -119,7 +119,7 @@ class SpectrumService:
             Lanczos steps from each, one product a step.
         """
         for name, value in (("n_vectors", n_vectors), ("n_steps", n_steps)):
-            _check_count(name, value)
+            check_count(name, value, least=1)
         with torch.no_grad():
             density = lanczos_density(self._operator(at), n_vectors, n_steps, self._generator)
         self.n_hvps += density.n_hvp
@@ -152,7 +152,7 @@ class SpectrumService:
     # ------------------------------------------------------------------
 
     def _solve(self, end: str, k: int, at: Any, tol: float, start: Tensor | None) -> Eigenpairs:
-        _check_count("k", k)
+        check_count("k", k, least=1)
         k = int(k)
         if not tol > 0:
             raise InvalidInputError(f"Expected tol > 0, got {tol}.")
@@ -240,13 +240,6 @@ class _Trail:
             ratio = min(step / gap, _FURTHEST) if gap > 0 else 0.0
         left, _, right = torch.linalg.svd((self.bases[0].T @ V).to("cpu", torch.float64))
         return V + ratio * (V - self.bases[0] @ (left @ right).to(V))
-
-
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidTypeError(f"Expected {name} as an int, got {type(value).__name__}.")
-    if value < 1:
-        raise InvalidInputError(f"Expected {name} ≥ 1, got {value}.")
 
 
 def _serves(pairs: Eigenpairs, k: int, tol: float) -> bool:

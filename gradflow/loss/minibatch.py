@@ -1,0 +1,52 @@
+"""The loss over some samples of a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import Tensor
+
+from gradflow.loss.data import move
+from gradflow.loss.empirical import EmpiricalRisk
+from gradflow.loss.source import Term
+
+
+class MiniBatch:
+    """The mean over some samples, as a loss source of its own.
+
+    Parameters
+    ----------
+    risk : EmpiricalRisk
+        The loss over all samples.
+    rows : Tensor, shape (b,), int64
+        Which samples.
+    """
+
+    def __init__(self, risk: EmpiricalRisk, rows: Tensor) -> None:
+        self._risk = risk
+        self._rows = rows
+        self.n_parameters = risk.n_parameters
+        self.names = risk.names
+        self.leaves = risk.leaves
+        self.settings = risk.settings
+
+    def terms(self, theta: Tensor) -> Iterator[Term]:
+        """Give one term per chunk; a mini-batch is usually one."""
+        chunks = [
+            move(self._risk.data.rows(part), theta.device, theta.dtype)
+            for part in self._rows.split(self._risk.data.chunk_size)
+        ]
+        yield from self._risk.terms_of(chunks)
+
+    def keeps_graphs(self, theta: Tensor) -> bool:
+        """Whether the graphs of all chunks fit in the memory budget: a chunk's does."""
+        return len(self._rows) <= self._risk.data.chunk_size
+
+    def batches_products(self, theta: Tensor) -> bool:
+        """As for all samples."""
+        return self._risk.batches_products(theta)
+
+    def describe(self) -> dict[str, Any]:
+        """Say how many samples."""
+        return self._risk.describe() | {"n_samples": len(self._rows)}
