@@ -42,6 +42,9 @@ examples: $(INSTALLED)
 	$(BIN)/python examples/cifar_flow.py --small --out-dir demo/small
 	$(BIN)/python examples/edge_of_stability.py --small --lrs 0.6 --t-max 12 --out-dir demo/small/edge
 	$(BIN)/python examples/progressive_sharpening.py --small --out-dir demo/small/sharpening
+	$(BIN)/python examples/optimizers_on_a_surface.py --small --out-dir demo/small/surfaces
+	$(BIN)/python examples/adaptive_edge_of_stability.py --small --out-dir demo/small/adaptive
+	$(BIN)/python examples/elra_rosenbrock.py --small --out-dir demo/small/elra
 	$(BIN)/python examples/momentum_thresholds.py --small --out-dir demo/small/momentum
 
 clean:

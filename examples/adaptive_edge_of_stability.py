@@ -1,8 +1,8 @@
 """Adaptive optimisers have an edge of stability of their own (Cohen et al. 2022, arXiv:2207.14484).
 
 Full-batch Adam and RMSprop on real data: what stops growing is not the sharpness λ₁ of the Hessian H but that of the
-preconditioned Hessian P^(−1/2) H P^(−1/2), P being the diagonal that the optimiser divides by: at (2 + 2β₁)/((1 − β₁)η) for
-Adam, at 2/η for RMSprop. Draws adaptive_edge_of_stability.png from the files.
+preconditioned Hessian P^(−1/2) H P^(−1/2), P being the diagonal that the optimiser divides by: at
+(2 + 2β₁)/((1 − β₁)η) for Adam, at 2/η for RMSprop. Draws adaptive_edge_of_stability.png from the files.
 
     python examples/adaptive_edge_of_stability.py [--data DIR] [--max-steps 1500] [--out-dir DIR]
     python examples/adaptive_edge_of_stability.py --small          # 30 steps on the digits

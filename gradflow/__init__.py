@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from gradflow import problems
+from gradflow import landscape, optim, problems
 from gradflow.analysis import combine, compare, summary
 from gradflow.api import Solver, integrate, solver
 from gradflow.driver import StepReport, steps
@@ -64,6 +64,8 @@ __all__ = [
     "IntegrationWarning",
     # modules
     "problems",
+    "optim",
+    "landscape",
     "plot",
 ]
 

@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 
 from gradflow.analysis.combine import RECORD, separate
 from gradflow.analysis.compare import compare, governing_sharpness, label
+from gradflow.analysis.landscape_plot import contour, curve, lr_curve, surface
 from gradflow.errors import GradflowError, InvalidInputError, InvalidTypeError, UnknownNameError, suggest
+
+__all__ = [
+    "accuracy", "cost", "distance", "figure", "overview", "sharpness", "spectrum", "step_size", "train_loss",
+    "contour", "curve", "lr_curve", "surface",
+]  # fmt: skip
 
 Runs = xr.Dataset | Mapping[str, xr.Dataset]
 

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator
+from gradflow.integrators.step_rules import FixedStep
 from gradflow.integrators.torch_optimizer import Memory, TorchOptimizer
 from gradflow.optim import ESGD, ElraOptimizer
 
@@ -238,9 +239,19 @@ class _ESGD(_Preconditioned):
 
 @dataclass(frozen=True)
 class _ELRA(TorchOptimizer):
-    """Goes back from a step to a loss that isn't finite, which ends other methods."""
+    """Finds its own step lengths, and goes back from a step to a loss that isn't finite, which ends other methods."""
 
     recovers: ClassVar[bool] = True
+
+    @property
+    def time_definition(self) -> str:
+        """The learning rate is that of the first step alone."""
+        return "steps"
+
+    @property
+    def step_rule(self) -> FixedStep:
+        """Every step counts as 1."""
+        return FixedStep(1.0)
 
     @property
     def own(self) -> dict[str, Any]:
