@@ -49,6 +49,22 @@ class OutputExistsError(GradflowError, FileExistsError):
     """The output is there already, and ``overwrite=True`` was not given."""
 
 
+class RecordingError(GradflowError, OSError):
+    """Records couldn't be written: a full disk, say.
+
+    Attributes
+    ----------
+    dataset : xarray.Dataset or None
+        All that was recorded, what is not on disk included.
+    """
+
+    dataset: Any = None
+
+
+class ResumeError(InvalidInputError):
+    """A run can't be resumed as asked: it is another run, or there is none to resume."""
+
+
 class RunNotFoundError(GradflowError, FileNotFoundError):
     """There is neither a finished run nor the segments of an unfinished one at a path."""
 
@@ -112,6 +128,14 @@ class IntegrationWarning(GradflowWarning):
 
 class ConventionWarning(GradflowWarning):
     """Something is computed by a convention that the caller may not expect."""
+
+
+class RecordWarning(GradflowWarning):
+    """A part of a record is missing or can't be read."""
+
+
+class KinkWarning(GradflowWarning):
+    """The loss isn't smooth, so that orders and second derivatives mean less than they say."""
 
 
 def suggest(name: object, valid: Iterable[str], also: Iterable[str] = ()) -> str:

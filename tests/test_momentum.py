@@ -64,12 +64,12 @@ def test_a_step_is_a_function_of_its_state(method):
     flow = gradflow.integrators.Flow(train)
     point = flow.at(theta)
     state = integrator.step(point, 0.2, integrator.init(point)).state
-    kept = copy.deepcopy(integrator.portable(state)["state"])
+    kept = copy.deepcopy(integrator.portable(state)["saved"]["state"])
     first, second = (integrator.step(point, 0.2, state) for _ in range(2))
     assert torch.equal(first.theta, second.theta)
     assert not torch.equal(first.theta, theta)
     assert set(kept) == {"0.weight", "0.bias", "2.weight"}
-    for name, each in integrator.portable(state)["state"].items():
+    for name, each in integrator.portable(state)["saved"]["state"].items():
         assert torch.equal(each["momentum_buffer"], kept[name]["momentum_buffer"])
 
 

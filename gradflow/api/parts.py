@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,8 @@ from gradflow.observe import (
     Spectrum,
     Test,
 )
-from gradflow.record import FileRecord, Layout, MemoryRecord
+from gradflow.plain import to_plain
+from gradflow.record import FileRecord, Layout, MemoryRecord, to_json
 
 
 def make_observers(
@@ -66,7 +68,9 @@ def make_record(
     density_at: Tensor | None,
     n_projections: int,
     attrs: Mapping[str, Any],
+    identity: Mapping[str, str],
     overwrite: bool,
+    resume: bool,
     sync_every: float,
     checkpoint_every: float,
 ) -> MemoryRecord | FileRecord:
@@ -99,7 +103,9 @@ def make_record(
         layout,
         attrs,
         static_variables(theta, density_at),
+        identity,
         overwrite=overwrite,
+        resume=resume,
         sync_every=sync_every,
         checkpoint_every=checkpoint_every,
     )
@@ -115,11 +121,28 @@ class Recorder:
     """Observers and a record, as the driver wants them."""
 
     def __init__(self, observers: Observers, record: MemoryRecord | FileRecord) -> None:
+        self._observers = observers
+        self._record = record
         self.measure = observers.measure
         self.append = record.append
         self.amend = record.amend
-        self.sync = record.sync
         self.flush = record.flush
+
+    def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+        """Bring records to safety, and the state of run and observers."""
+        self._record.sync(
+            lambda: to_plain({"run": state(), "observers": self._observers.state_dict()}), now=now
+        )
+
+
+def identity_of(
+    config: Mapping[str, Any], loss: LossFunction, test: LossFunction | None, theta: Tensor
+) -> dict[str, str]:
+    """Say what makes a run the one that it is: its configuration, its data, its start. By name, as text."""
+    same = {name: to_json(value) for name, value in config.items() if name != "max_wall_time"}
+    data = {"data": loss.fingerprint(), "test data": "none" if test is None else test.fingerprint()}
+    start = hashlib.sha256(to_numpy(theta).tobytes()).hexdigest()
+    return same | data | {"θ₀": f"{theta.numel()} parameters in {theta.dtype}, SHA-256 {start}"}
 
 
 def run_attributes(

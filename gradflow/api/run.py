@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -29,6 +31,7 @@ from gradflow.api.arguments import (
 from gradflow.api.parts import (
     Recorder,
     end_attributes,
+    identity_of,
     make_observers,
     make_record,
     run_attributes,
@@ -36,12 +39,13 @@ from gradflow.api.parts import (
     to_numpy,
 )
 from gradflow.checks import check_number
-from gradflow.driver import Outcome, Schedule, Stepper, StepReport, run
+from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError
 from gradflow.integrators import Flow, Integrator
 from gradflow.loss import LossFunction
-from gradflow.observe import RandomProjection
-from gradflow.record import check_attributes, check_output, provenance
+from gradflow.observe import Observers, RandomProjection
+from gradflow.plain import from_plain
+from gradflow.record import FileRecord, MemoryRecord, check_attributes, check_output, provenance
 
 
 def integrate(
@@ -70,6 +74,7 @@ def integrate(
     max_wall_time: float | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    resume: str | os.PathLike[str] | None = None,
     sync_every: float = 5.0,
     checkpoint_every: float = 60.0,
     progress: bool | None = None,
@@ -135,6 +140,9 @@ def integrate(
         netCDF file to write. Default: the record is kept in memory alone.
     overwrite : bool, default False
         Replace `out` if it exists, when the run ends.
+    resume : path, optional
+        Go on with the run that was to become this file, from its last checkpoint; `out` may be left out. All other
+        arguments must be those of that run (`max_wall_time` apart).
     sync_every : float, default 5.0
         Seconds after which records are on disk.
     checkpoint_every : float, default 60.0
@@ -199,8 +207,16 @@ def integrate(
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
     if on_failure not in ("return", "raise"):
         raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
+    if resume is not None:
+        if out is not None and Path(out).absolute() != Path(resume).absolute():
+            raise InvalidInputError(
+                f"Expected resume and out to be one file, got {resume} and {out}. Leave out out."
+            )
+        if overwrite:
+            raise InvalidInputError("resume keeps what there is, overwrite discards it: give one of them.")
+        out = resume
     if out is not None:
-        check_output(Path(out).absolute(), overwrite=overwrite)
+        check_output(Path(out).absolute(), overwrite=overwrite, resume=resume is not None)
 
     config = {
         "method": integrator.name,
@@ -226,20 +242,53 @@ def integrate(
     stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
     groups = {*cadences} | ({"effective"} if n_eigs and integrator.preconditions else set())
     observers = make_observers(loss, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
+    identity = identity_of(config, loss, test, theta) if out is not None else {}
     record = make_record(
-        out, theta, groups, n_eigs, grid, n_projections, attrs, overwrite, sync_every, checkpoint_every
-    )
+        out, theta, groups, n_eigs, grid, n_projections, attrs, identity, overwrite, resume is not None, sync_every,
+        checkpoint_every,
+    )  # fmt: skip
+    start = None
+    if record.checkpoint is not None:
+        start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
+        observers.load_state_dict(seen)
     try:
-        outcome = run(stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress)
-    except BaseException:
-        record.abandon()
+        outcome = run(
+            stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress, start=start
+        )
+        dataset = _ended(outcome, stepper, observers, record, static_variables(theta, grid))
+    except BaseException as error:
+        record.abandon(error)
         raise
-    dataset = record.finish(
-        {"params": to_numpy(stepper.point.theta), **static_variables(theta, grid)},
-        check_attributes(end_attributes(outcome, stepper, observers)),
-    )
+    _pass_on(outcome, dataset)
     _report_failure(outcome, stepper, dataset, out, on_failure)
     return dataset
+
+
+def _ended(
+    outcome: Outcome,
+    stepper: Stepper,
+    observers: Observers,
+    record: MemoryRecord | FileRecord,
+    static: Mapping[str, np.ndarray],
+) -> xr.Dataset:
+    """Finish the record of a run that ended; leave that of one that was interrupted to be gone on with."""
+    if outcome.status is Status.INTERRUPTED:
+        return record.suspend(outcome.status.code, f"{outcome.message} It was at t = {stepper.t:.6g}.")
+    return record.finish(
+        {"params": to_numpy(stepper.point.theta), **static},
+        check_attributes(end_attributes(outcome, stepper, observers)),
+    )
+
+
+def _pass_on(outcome: Outcome, dataset: xr.Dataset) -> None:
+    """Deliver the signal that was held back; what was recorded comes with a KeyboardInterrupt."""
+    if outcome.signal is None:
+        return
+    try:
+        signal.raise_signal(outcome.signal)
+    except KeyboardInterrupt as interrupt:
+        interrupt.dataset = dataset  # type: ignore[attr-defined]
+        raise
 
 
 def _report_failure(

@@ -32,6 +32,10 @@ class Clock:
         """Give the sum and what it has lost."""
         return self._sum, self._lost
 
+    def restore(self, state: tuple[float, float]) -> None:
+        """Be where another clock was."""
+        self._sum, self._lost = state
+
 
 def fit_step(h: float, t: float, target: float) -> tuple[float, bool]:
     """Fit a step of at most h before a time that must be hit.

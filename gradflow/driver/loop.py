@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import math
+import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from gradflow.collective import agree
+from gradflow.driver.interrupts import Interrupts
 from gradflow.driver.progress import Progress
 from gradflow.driver.schedule import Schedule
 from gradflow.driver.status import NumericalFailure, Status
 from gradflow.driver.stepper import Stepper, StepReport
+from gradflow.errors import RecordingError
 from gradflow.integrators.flow import Cost, Point
 
 #: Steps after which a run without a `max_steps` of its own has failed.
@@ -66,8 +71,8 @@ class Recorder(Protocol):
     def amend(self, values: dict[str, Any]) -> None:
         """Add values to the record that was kept last."""
 
-    def sync(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Bring records, and the state of the run, to safety if it is time to; called after every step."""
+    def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
+        """Bring records, and the state of the run, to safety if it is time to, or now; called after every step."""
 
     def flush(self) -> None:
         """Bring what was appended to safety."""
@@ -124,10 +129,13 @@ class Outcome:
     status : Status
     message : str
         The status's advice, with what happened.
+    signal : signal.Signals or None
+        What interrupted it.
     """
 
     status: Status
     message: str
+    signal: signal.Signals | None = None
 
 
 class _Run:
@@ -145,6 +153,28 @@ class _Run:
     @property
     def elapsed(self) -> float:
         return time.perf_counter() - self.started
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that the run goes on from."""
+        last = None
+        if self.report is not None:
+            report = dataclasses.replace(self.report, gradient=None, eigenvectors=None)
+            last = dataclasses.asdict(report)
+        t, due = self.last_recorded
+        return {
+            "stepper": self.stepper.state_dict(),
+            "report": last,
+            "last_recorded": (t, sorted(due)),
+            "elapsed": self.elapsed,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.stepper.load_state_dict(state["stepper"])
+        self.report = None if state["report"] is None else StepReport(**state["report"])
+        t, due = state["last_recorded"]
+        self.last_recorded = t, frozenset(due)
+        self.started = time.perf_counter() - state["elapsed"]
 
     def moment(self) -> Moment:
         """Give the present state."""
@@ -207,6 +237,11 @@ class _Run:
         elif due != self.schedule.groups:
             self.recorder.amend(self.recorder.measure(self.moment(), self.schedule.groups - due))
 
+    def leave(self) -> None:
+        """Record the present state, unless it is; a run that goes on from the checkpoint before drops this record."""
+        if self.last_recorded[0] != self.stepper.t:
+            self.record(self.moment(), self.schedule.groups)
+
     def target(self) -> float:
         """Give the time that the next step must not step over."""
         tol = _tolerance(self.stepper.t, 0.0 if self.report is None else self.report.dt)
@@ -241,11 +276,18 @@ class _Run:
 
 
 def run(
-    stepper: Stepper, schedule: Schedule, recorder: Recorder, ends: Ends, *, progress: bool | None
+    stepper: Stepper,
+    schedule: Schedule,
+    recorder: Recorder,
+    ends: Ends,
+    *,
+    progress: bool | None,
+    start: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Integrate until an end is reached, recording on the way.
 
-    The first record is the initial state, the last the final one; both hold all quantities.
+    The first record is the initial state, the last the final one; both hold all quantities. A signal that would end
+    the process is held back until the step is done.
 
     Parameters
     ----------
@@ -255,6 +297,8 @@ def run(
     recorder : Recorder
     ends : Ends
     progress : bool or None
+    start : mapping, optional
+        State of an earlier run, from which this one goes on.
 
     Returns
     -------
@@ -262,23 +306,47 @@ def run(
     """
     this = _Run(stepper, schedule, recorder, ends)
     try:
-        status = ends.reached(stepper, 0.0)
-        reached = this.record(this.moment(), schedule.groups)
-        status = reached if status is None else status
-        with Progress(progress, ends.t_max, ends.max_steps) as bar:
-            while status is None:
-                try:
-                    status = this.step()
-                except NumericalFailure as failure:
-                    this.complete()
-                    return Outcome(failure.status, failure.message)
-                if this.report is not None:
-                    bar.update(this.report)
-                recorder.sync(stepper.state_dict)
+        with Interrupts() as interrupts:
+            status, message = _loop(this, interrupts, progress, start)
     except BaseException:
-        recorder.flush()
+        with contextlib.suppress(RecordingError):  # the first error counts
+            recorder.flush()
         raise
-    return Outcome(status, status.advice)
+    return Outcome(status, message, interrupts.pending)
+
+
+def _loop(
+    this: _Run, interrupts: Interrupts, progress: bool | None, start: Mapping[str, Any] | None
+) -> tuple[Status, str]:
+    status = _begin(this, start)
+    with Progress(progress, this.ends.t_max, this.ends.max_steps) as bar:
+        while status is None:
+            if interrupts.pending is not None:
+                this.recorder.sync(this.state_dict, now=True)
+                this.leave()
+                return Status.INTERRUPTED, Status.INTERRUPTED.advice
+            try:
+                status = this.step()
+            except NumericalFailure as failure:
+                this.complete()
+                return failure.status, failure.message
+            if this.report is not None:
+                bar.update(this.report)
+            if status is None:
+                this.recorder.sync(this.state_dict)
+    return status, status.advice
+
+
+def _begin(this: _Run, start: Mapping[str, Any] | None) -> Status | None:
+    """Record the initial state, or take up an earlier run; give the end that is reached already."""
+    if start is not None:
+        this.load_state_dict(start)
+        return this.ends.reached(this.stepper, this.elapsed)
+    status = this.ends.reached(this.stepper, 0.0)
+    reached = this.record(this.moment(), this.schedule.groups)
+    if status is None and reached is None:
+        this.recorder.sync(this.state_dict, now=True)
+    return reached if status is None else status
 
 
 def _tolerance(t: float, dt: float) -> float:

@@ -21,6 +21,11 @@ class Status(Enum):
     REACHED_LOSS_GOAL = "loss_goal", True, "The training loss reached loss_goal."
     REACHED_ACCURACY_GOAL = "acc_goal", True, "The training accuracy reached acc_goal."
     STOPPED_BY_CALLBACK = "callback", True, "The callback asked to stop."
+    INTERRUPTED = (
+        "interrupted",
+        False,
+        "The run was interrupted by a signal. What it recorded is kept; resume=… goes on from its last checkpoint.",
+    )
     NOT_FINITE = (
         "not_finite",
         False,

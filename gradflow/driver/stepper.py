@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -239,16 +240,28 @@ class Stepper:
         return self.integrator.preconditioner(self._state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything that the run's continuation depends on, for a checkpoint."""
+        """Give everything that the run's continuation depends on: what :mod:`gradflow.plain` can hold."""
         return {
             "theta": self.point.theta,
+            "known": self.point.known_value,
+            "linearized": self.point.known_linearization is not None,
             "clock": self._clock.state(),
             "n_steps": self.n_steps,
             "n_rejected": self.n_rejected,
             "n_loss_increases": self.n_loss_increases,
-            "n_gradients": self.flow.cost.n_gradients,
-            "n_hvps": self.flow.cost.n_hvps,
             "integrator": self.integrator.portable(self._state),
             "step_rule": self._rule_state,
-            "spectrum": self.flow.spectrum.state_dict(),
+            "flow": self.flow.state_dict(),
         }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave, as if nothing had happened."""
+        self.point = self.flow.at(state["theta"], state["known"])
+        if state["linearized"]:
+            _ = self.point.linearization  # whose graph a checkpoint can't hold
+        self._state = self.integrator.restore(state["integrator"], self.point)
+        self._rule_state = state["step_rule"]
+        self._clock.restore(state["clock"])
+        self.n_steps, self.n_rejected = state["n_steps"], state["n_rejected"]
+        self.n_loss_increases = state["n_loss_increases"]
+        self.flow.load_state_dict(state["flow"])  # last: what was computed again isn't counted

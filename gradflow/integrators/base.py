@@ -140,8 +140,12 @@ class Integrator(ABC):
         return state
 
     def portable(self, state: Any) -> Any:
-        """Give what of a state a checkpoint needs: tensors, arrays and numbers."""
+        """Give what of a state a checkpoint needs: what :mod:`gradflow.plain` can hold."""
         return state
+
+    def restore(self, portable: Any, point: Point) -> Any:
+        """Make the state again of what :meth:`portable` gave, at the point where it was."""
+        return portable
 
     def settings(self) -> dict[str, Any]:
         """Give the options by name, as resolved."""

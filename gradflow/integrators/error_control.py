@@ -17,6 +17,7 @@ from gradflow.errors import IntegrationWarning
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import NoLimit, divide
+from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
 _SAFETY = 0.9
@@ -53,6 +54,7 @@ class Attempt:
     known: tuple[Tensor, Tensor] | None = None
 
 
+@restorable
 @dataclass(frozen=True)
 class Control:
     """What the error control carries from step to step.
@@ -196,10 +198,6 @@ class ErrorControlled(Integrator):
     def refused(self, h: float, state: Control) -> Control:
         """Go on from half the size, and from nothing that was carried along."""
         return Control(h / 2)
-
-    def portable(self, state: Control) -> dict[str, Any]:
-        """Give the step size and the method's memory."""
-        return {"size": state.size, "memory": state.memory}
 
 
 def _ratio(error: float, tol: float) -> float:

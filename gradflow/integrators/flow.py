@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +60,20 @@ class Flow:
         what = "n_gradients" if gradients else "n_hvps"
         whole, self._samples[what] = divmod(self._samples[what] + n, self.loss.n_samples or 1)
         setattr(self.cost, what, getattr(self.cost, what) + whole)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give the costs and the spectrum service's state."""
+        return {
+            "cost": (self.cost.n_gradients, self.cost.n_hvps),
+            "samples": dict(self._samples),
+            "spectrum": self.spectrum.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self.cost = Cost(*state["cost"])
+        self._samples = dict(state["samples"])
+        self.spectrum.load_state_dict(state["spectrum"])
 
     def is_of(self, loss: LossFunction) -> bool:
         """Whether this is the flow of a loss, and not of a part of its data."""
@@ -132,6 +148,11 @@ class Point:
         """Whether loss and gradient are."""
         value, gradient = self._value_and_gradient
         return bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
+
+    @property
+    def known_value(self) -> tuple[Tensor, Tensor] | None:
+        """Loss and gradient if they have been computed."""
+        return self.__dict__.get("_value_and_gradient")
 
     @property
     def known_linearization(self) -> Linearization | None:

@@ -112,6 +112,16 @@ class _SciPy(Integrator):
             "h": float(getattr(solver, "h_abs", 0.0)),
         }
 
+    def restore(self, portable: dict[str, Any], point: Point) -> _State:
+        """Start again from θ as the solver had it; a multistep method without its history."""
+        state = self.init(point.flow.at(portable["y"].to(point.theta.device)))
+        state.solver.t = portable["t"]
+        if self.solver is LSODA:
+            state.solver._lsoda_solver.t = portable["t"]
+        if portable["h"] > 0 and hasattr(state.solver, "h_abs"):
+            state.solver.h_abs = portable["h"]
+        return state
+
 
 @dataclass(frozen=True)
 class SciPyExplicit(_SciPy, Capped):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.integrators.error_control import Attempt, Control, ErrorControlled, norm
+from gradflow.integrators.error_control import Attempt, ErrorControlled, norm
 from gradflow.integrators.flow import Point
 from gradflow.integrators.step_rules import divide, usable
+from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
 #: λ₁ is measured to 5 %, and may grow by another 5 % before it is measured again.
@@ -25,6 +26,7 @@ _EVERY_AT_MOST = 20
 _FALL = 6.0
 
 
+@restorable
 @dataclass(frozen=True)
 class _Sharpness:
     """λ₁ as last measured, the steps since, and those after which it is measured again."""
@@ -117,20 +119,6 @@ class RKC(ErrorControlled):
     def memory(self, sharpness: _Sharpness) -> _Sharpness:
         """Carry λ₁ on."""
         return dataclasses.replace(sharpness, age=sharpness.age + 1)
-
-    def portable(self, state: Control) -> dict[str, Any]:
-        """Give the step size, λ₁, and when it was measured."""
-        carried = state.memory
-        if carried is None:
-            return {"size": state.size}
-        pairs = carried.pairs
-        return {
-            "size": state.size,
-            "values": pairs.values,
-            "scale": pairs.scale,
-            "age": carried.age,
-            "every": carried.every,
-        }
 
     def pairs(self, sharpness: _Sharpness) -> Eigenpairs:
         """Give λ₁ as the step used it."""

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from gradflow.integrators.flow import Point
+from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
 
@@ -99,6 +100,7 @@ class NoLimit:
         return Proposal(math.inf, None, None)
 
 
+@restorable
 @dataclass(frozen=True)
 class _Measured:
     pairs: Eigenpairs

@@ -309,7 +309,11 @@ class TorchOptimizer(Integrator):
 
     def portable(self, state: Memory) -> dict[str, Any]:
         """Give what optimiser and scheduler remember."""
-        return {"n_steps": state.n_steps, "epoch_loss": list(state.epoch_loss), **state.saved}
+        return {"n_steps": state.n_steps, "epoch_loss": state.epoch_loss, "saved": state.saved}
+
+    def restore(self, portable: dict[str, Any], point: Point) -> Memory:
+        """Make the optimiser anew, and give it back what it remembered."""
+        return dataclasses.replace(self.init(point), **portable)
 
     # ------------------------------------------------------------------ mini-batches
 

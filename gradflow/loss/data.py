@@ -130,6 +130,13 @@ class ChunkedData:
         collate = self._options.get("collate_fn") or default_collate
         return as_chunk(collate([self.dataset[i] for i in rows.tolist()]))
 
+    def tensors(self, n: int) -> tuple[Tensor, ...]:
+        """Give all inputs and targets, or those of at most n items where they would have to be read one by one."""
+        if self._is_tensors:
+            return tuple(self.dataset.tensors)
+        inputs, target = self.head(min(n, self.n_samples), spread=True)
+        return (*inputs, target)
+
     def subset(self, rows: Sequence[int]) -> Dataset[Any]:
         """Give the data set of some items."""
         if self._is_tensors:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -281,6 +282,19 @@ class EmpiricalRisk:
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives, TF32 off unless asked for."""
         return exact_derivatives(theta.device, allow_tf32=self.allow_tf32, recurrent=self._recurrent)
+
+    def fingerprint(self) -> str:
+        """Hash the data, or 256 of them spread evenly where they aren't tensors, and the net's frozen tensors."""
+        digest = hashlib.sha256()
+        for tensor in (*self.data.tensors(_PROBE_SAMPLES), *self._frozen()):
+            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        return f"{self.data.n_samples} samples, SHA-256 {digest.hexdigest()}"
+
+    def _frozen(self) -> list[Tensor]:
+        """Give the net's buffers and the parameters that aren't in θ."""
+        frozen = [p for name, p in self.net.named_parameters() if name not in set(self.names)]
+        return [*frozen, *self.net.buffers()]
 
     def describe(self) -> dict[str, Any]:
         """Name net, criterion, data, and how they are cut into chunks."""

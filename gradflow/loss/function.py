@@ -184,6 +184,10 @@ class LossFunction:
         """Give what a record should say of the loss, as JSON values."""
         return self._labels | self.source.describe()
 
+    def fingerprint(self) -> str:
+        """Hash what the loss is of: data (256 samples where they aren't tensors), and what in the net isn't θ."""
+        return self.source.fingerprint()
+
     def label(self, **labels: Any) -> LossFunction:
         """Add names (data set, architecture, …) to what :meth:`describe` says; returns itself."""
         self._labels |= labels

@@ -47,6 +47,10 @@ class MiniBatch:
         """As for all samples."""
         return self._risk.batches_products(theta)
 
+    def fingerprint(self) -> str:
+        """As for all samples."""
+        return self._risk.fingerprint()
+
     def describe(self) -> dict[str, Any]:
         """Say how many samples."""
         return self._risk.describe() | {"n_samples": len(self._rows)}

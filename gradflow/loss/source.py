@@ -49,6 +49,9 @@ class LossSource(Protocol):
     def describe(self) -> dict[str, Any]:
         """Give what a record should say of the loss; JSON values."""
 
+    def fingerprint(self) -> str:
+        """Give a hash of what the loss is of, θ apart."""
+
 
 #: Parameters up to which the cost of a function is taken to be that of its calls, not of its arithmetic.
 SMALL_FUNCTION = 1000
@@ -99,6 +102,10 @@ class CallableLoss:
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives."""
         return exact_derivatives(theta.device)
+
+    def fingerprint(self) -> str:
+        """There are no data that could be told."""
+        return "a callable"
 
     def describe(self) -> dict[str, Any]:
         """Name the function."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -120,7 +120,7 @@ class EffectiveSpectrum:
         self._own = flow
         self._n_eigs = n_eigs
         self._tol = tol
-        self._service = SpectrumService()
+        self.service = SpectrumService()
 
     def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
         """Measure at the point."""
@@ -128,7 +128,7 @@ class EffectiveSpectrum:
         if diagonal is None:
             return {}
         operator = Preconditioned(self._own.linearize_again(point), diagonal)
-        pairs = self._service.top(self._n_eigs, operator, tol=self._tol)
+        pairs = self.service.top(self._n_eigs, operator, tol=self._tol)
         self._own.spectrum.n_hvps += pairs.n_hvp
         return {
             "effective_eigenvalue": pairs.values.numpy(),
@@ -196,7 +196,7 @@ class Observers:
 
     def __init__(self, flow: Flow, spectrum_flow: Flow, observers: Iterable[Observer]) -> None:
         self._flow = flow
-        self._flows = {flow, spectrum_flow}
+        self._flows = [flow] if spectrum_flow is flow else [flow, spectrum_flow]
         self._observers = tuple(observers)
 
     @property
@@ -208,6 +208,19 @@ class Observers:
     def n_hvps(self) -> int:
         """Hessian–vector products that measuring has taken."""
         return sum(flow.spectrum.n_hvps for flow in self._flows)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
+        services = [o.service.state_dict() for o in self._observers if isinstance(o, EffectiveSpectrum)]
+        return {"flows": [flow.state_dict() for flow in self._flows], "services": services}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for flow, saved in zip(self._flows, state["flows"], strict=True):
+            flow.load_state_dict(saved)
+        effective = [o for o in self._observers if isinstance(o, EffectiveSpectrum)]
+        for observer, saved in zip(effective, state["services"], strict=True):
+            observer.service.load_state_dict(saved)
 
     def measure(self, moment: Moment, due: Iterable[str]) -> dict[str, Any]:
         """Measure the groups that are due; time, step and cost always."""

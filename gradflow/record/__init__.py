@@ -1,6 +1,6 @@
 """The record of a run as an xarray dataset in netCDF."""
 
-from gradflow.record.provenance import check_attributes, provenance
+from gradflow.record.provenance import check_attributes, provenance, to_json
 from gradflow.record.reading import open_run
 from gradflow.record.run_record import FileRecord, MemoryRecord, check_output, write_atomically
 from gradflow.record.schema import VARIABLES, Layout, Variable
@@ -15,5 +15,6 @@ __all__ = [
     "check_output",
     "open_run",
     "provenance",
+    "to_json",
     "write_atomically",
 ]

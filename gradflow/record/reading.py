@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import xarray as xr
 
 from gradflow.errors import InvalidInputError, RunNotFoundError
-from gradflow.record.run_record import PARTIAL
+from gradflow.record.run_record import ENDED, PARTIAL, is_held
+from gradflow.record.segments import open_segments
 
 #: How often a run that ends while it is read is looked for.
 _TRIES = 3
@@ -27,7 +29,8 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     Returns
     -------
     xarray.Dataset
-        Opened lazily when finished; in memory, with ``status`` "running", when not.
+        Opened lazily when finished; in memory when not. Its ``status`` is then ``running``, ``killed`` if the process
+        is no more, ``error`` or ``interrupted``. Segments that were cut off are left out, with a warning.
 
     Raises
     ------
@@ -45,7 +48,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         if path.is_file():
             return _open(path)
         try:
-            return _open_segments(path.with_name(path.name + PARTIAL))
+            return _open_partial(path.with_name(path.name + PARTIAL))
         except FileNotFoundError:  # the run ended while it was being read: now the file should be there
             time.sleep(0.01)
     raise RunNotFoundError(
@@ -53,23 +56,19 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     )
 
 
-def _open_segments(partial: Path) -> xr.Dataset:
-    names = sorted(partial.glob("segment-*.nc"))
-    if not names:
-        raise FileNotFoundError(partial)
-    segments = []
-    for name in names:
-        with _open(name) as segment:
-            segments.append(segment.load())
-    return xr.concat(
-        segments,
-        "time",
-        data_vars="minimal",
-        coords="minimal",
-        compat="override",
-        join="override",
-        combine_attrs="override",
-    )
+def _open_partial(partial: Path) -> xr.Dataset:
+    """Read what an unfinished run has recorded; its status says what became of it."""
+    records = open_segments(partial)
+    try:
+        ended = json.loads((partial / ENDED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        if is_held(partial):
+            return records
+        ended = {
+            "status": "killed",
+            "message": "The process ended before the run did. resume=… goes on from it.",
+        }
+    return records.assign_attrs(ended)
 
 
 def _open(path: Path) -> xr.Dataset:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,11 +20,17 @@ import netCDF4
 import numpy as np
 import xarray as xr
 
-from gradflow.errors import InvalidInputError, OutputExistsError
-from gradflow.record.checkpoints import write_checkpoint
+from gradflow.errors import InvalidInputError, OutputExistsError, RecordingError, ResumeError
+from gradflow.record.checkpoints import read_checkpoint, write_checkpoint
 from gradflow.record.schema import Layout, encoding
+from gradflow.record.segments import combine_segments, open_segments
 
 PARTIAL = ".partial"
+LOCK = "lock"
+#: Says how a run ended that left its segments.
+ENDED = "ended.json"
+#: Checkpoints that are kept.
+_KEPT = 2
 
 
 class MemoryRecord:
@@ -48,14 +56,20 @@ class MemoryRecord:
         """Add values to the last record."""
         self._records[-1] |= values
 
-    def sync(self, state: Callable[[], dict[str, Any]]) -> None:
+    checkpoint: dict[str, Any] | None = None
+
+    def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Nothing to bring to safety: memory is lost with the process."""
 
     def flush(self) -> None:
         """Nothing to bring to safety."""
 
-    def abandon(self) -> None:
+    def abandon(self, error: BaseException) -> None:
         """Nothing to give up."""
+
+    def suspend(self, status: str, message: str) -> xr.Dataset:
+        """Give all records as a dataset."""
+        return self.finish({}, {"status": status, "message": message, "success": np.int8(0)})
 
     def finish(self, static: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> xr.Dataset:
         """Give all records as a dataset."""
@@ -67,7 +81,8 @@ class FileRecord:
 
     Records reach the disk `sync_every` seconds after they were made, at the end of the step then, as a
     netCDF file that is written, closed, fsynced and renamed. At the end all segments are merged into one
-    file, which takes the place of ``NAME.nc`` by a rename.
+    file, which takes the place of ``NAME.nc`` by a rename. The last two checkpoints of the run's state lie beside the
+    segments.
 
     Parameters
     ----------
@@ -78,15 +93,26 @@ class FileRecord:
         Global attributes known at the start.
     static : mapping
         Variables without time that are known at the start.
+    identity : mapping
+        What a run that goes on from this one must have in common with it, as text by name.
     overwrite : bool
         Replace what is there.
+    resume : bool
+        Go on where an earlier run left off.
     sync_every, checkpoint_every : float
         Seconds.
+
+    Attributes
+    ----------
+    checkpoint : dict or None
+        The state to go on from.
 
     Raises
     ------
     OutputExistsError
         If there is a file, or the segments of another run, and `overwrite` is false.
+    ResumeError
+        If there is nothing to resume, or it is another run.
     """
 
     def __init__(
@@ -95,41 +121,81 @@ class FileRecord:
         layout: Layout,
         attrs: Mapping[str, Any],
         static: Mapping[str, np.ndarray],
+        identity: Mapping[str, str],
         *,
         overwrite: bool,
+        resume: bool,
         sync_every: float,
         checkpoint_every: float,
     ) -> None:
         self.path = Path(path).absolute()
         self.partial = self.path.with_name(self.path.name + PARTIAL)
-        check_output(self.path, overwrite=overwrite)
+        self.checkpoint: dict[str, Any] | None = None
         self._layout = layout
         self._attrs = dict(attrs)
         self._static = dict(static)
+        self._identity = dict(identity)
         self._records: list[dict[str, Any]] = []
         self._written: list[dict[str, Any]] = []  # those of the last segment
         self._n_segments = self._n_checkpoints = 0
         self._sync_every = sync_every
         self._checkpoint_every = checkpoint_every
         self._synced = self._checkpointed = time.monotonic()
-        self._lock = self._take(overwrite)
+        check_output(self.path, overwrite=overwrite, resume=resume)
+        self._lock = self._take(overwrite=overwrite, resume=resume)
+        if resume:
+            try:
+                self._go_back()
+            except BaseException:
+                self._lock.close()
+                raise
 
-    def _take(self, overwrite: bool) -> IO[str]:
+    def _take(self, *, overwrite: bool, resume: bool) -> IO[str]:
         """Make the directory of segments, and hold its lock until the run ends or its process dies."""
-        lock = self.partial / "lock"
+        lock = self.partial / LOCK
         try:
-            if self.partial.exists() and overwrite:
+            if self.partial.exists() and overwrite and not resume:
                 with lock.open("a") as old:
                     _hold(old)
                     shutil.rmtree(self.partial)
-            self.partial.mkdir()
-            held = lock.open("w")
+            if not resume:
+                self.partial.mkdir()
+            held = lock.open("a")
             _hold(held)
         except (BlockingIOError, FileExistsError) as error:
             raise OutputExistsError(
                 f"Another run is writing to {self.path}. Wait for its end, or choose another name."
             ) from error
         return held
+
+    def _go_back(self) -> None:
+        """Find the newest checkpoint that is whole, with its segments, and drop what came after it."""
+        numbers = sorted((_number(p) for p in self.partial.glob("checkpoint-*.pt")), reverse=True)
+        for number in numbers:
+            state = read_checkpoint(self._checkpoint(number))
+            if state is not None and all(_is_whole(self._segment(n)) for n in range(state["n_segments"])):
+                break
+        else:
+            raise ResumeError(
+                f"{self.partial} has no checkpoint that is whole. Read its records with gradflow.open_run, and start "
+                "again with overwrite=True."
+            )
+        _check_same(state["identity"], self._identity)
+        self.checkpoint = state
+        self._n_segments, self._n_checkpoints = state["n_segments"], number
+        for later in self.partial.glob("segment-*.nc"):
+            if _number(later) >= self._n_segments:
+                later.unlink()
+        for other in numbers:
+            if other > number:
+                self._checkpoint(other).unlink()
+        (self.partial / ENDED).unlink(missing_ok=True)
+
+    def _segment(self, number: int) -> Path:
+        return self.partial / f"segment-{number:06d}.nc"
+
+    def _checkpoint(self, number: int) -> Path:
+        return self.partial / f"checkpoint-{number:06d}.pt"
 
     def append(self, record: dict[str, Any]) -> None:
         """Keep a record, and write a segment if it is time to."""
@@ -150,48 +216,121 @@ class FileRecord:
         """Add values to the last record, on disk if it is there already."""
         if self._records:
             self._records[-1] |= values
-        else:
+        elif self._written:
             self._written[-1] |= values
             self._write_segment(self._n_segments - 1, self._written)
-
-    def abandon(self) -> None:
-        """Give up: what was written stays for open_run; if nothing was, nothing stays."""
-        self._lock.close()
-        if self._n_segments == 0:
-            shutil.rmtree(self.partial)
 
     def _write_segment(self, number: int, records: list[dict[str, Any]]) -> None:
         static = self._static if number == 0 else {}
         segment = self._layout.dataset(records, static, self._attrs | {"status": "running"})
-        write_atomically(self.partial / f"segment-{number:06d}.nc", lambda target: _write(segment, target))
+        with self._safely():
+            write_atomically(self._segment(number), lambda target: _write(segment, target))
 
-    def sync(self, state: Callable[[], dict[str, Any]]) -> None:
+    def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Write the records, and the state of the run, that are due; the last two states are kept."""
         if self._records and time.monotonic() - self._synced >= self._sync_every:
             self.flush()
-        if time.monotonic() - self._checkpointed < self._checkpoint_every:
+        if not now and time.monotonic() - self._checkpointed < self._checkpoint_every:
             return
         self.flush()
         self._n_checkpoints += 1
         number = self._n_checkpoints
-        whole = state() | {"n_segments": self._n_segments}
-        target = self.partial / f"checkpoint-{number:06d}.pt"
-        write_atomically(target, lambda temporary: write_checkpoint(whole, temporary))
-        (self.partial / f"checkpoint-{number - 2:06d}.pt").unlink(missing_ok=True)
+        whole = state() | {"n_segments": self._n_segments, "identity": self._identity}
+        with self._safely():
+            write_atomically(self._checkpoint(number), lambda target: write_checkpoint(whole, target))
+        self._checkpoint(number - _KEPT).unlink(missing_ok=True)
+        self._written = []  # of what a checkpoint counts nothing is written again
         self._checkpointed = time.monotonic()
+
+    @contextlib.contextmanager
+    def _safely(self) -> Iterator[None]:
+        """Turn a failure to write into an error that carries all records."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:  # RuntimeError: what HDF5 makes of a full disk
+            for left in self.partial.glob("*.tmp"):
+                left.unlink(missing_ok=True)
+            said = RecordingError(
+                f"Records can't be written to {self.partial}: {error}. What was written before is whole: "
+                f"gradflow.open_run({str(self.path)!r}). All of it, the last records included, is in this error's "
+                "dataset. Make room, and go on with resume=…"
+            )
+            said.dataset = self._so_far()
+            self._records = []  # which are in the error
+            raise said from error
+
+    def _so_far(self) -> xr.Dataset | None:
+        """Give all records, on disk and not."""
+        parts = [] if self._n_segments == 0 else [open_segments(self.partial)]
+        if self._records:
+            parts.append(self._layout.dataset(self._records, {} if parts else self._static, self._attrs))
+        return combine_segments(parts) if parts else None
+
+    def abandon(self, error: BaseException) -> None:
+        """Give up: what was written stays for open_run, and says why; if nothing was, nothing stays."""
+        if self._n_segments == 0:
+            shutil.rmtree(self.partial)
+        else:
+            with contextlib.suppress(OSError):
+                self._say_ended("error", f"{type(error).__name__}: {error}")
+            error.add_note(
+                f"Recorded up to there: gradflow.open_run({str(self.path)!r}). "
+                f"resume={str(self.path)!r} goes on from the last checkpoint."
+            )
+        self._lock.close()
+
+    def suspend(self, status: str, message: str) -> xr.Dataset:
+        """Stop before the end: the segments stay, for open_run and for a run that goes on from the last checkpoint."""
+        self.flush()
+        self._say_ended(status, message)
+        self._lock.close()
+        return open_segments(self.partial).assign_attrs(status=status, message=message, success=np.int8(0))
+
+    def _say_ended(self, status: str, message: str) -> None:
+        text = json.dumps({"status": status, "message": message}, ensure_ascii=False)
+
+        def write(target: Path) -> None:
+            target.write_text(text, encoding="utf-8")
+
+        write_atomically(self.partial / ENDED, write)
 
     def finish(self, static: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> xr.Dataset:
         """Merge the segments into the file, and open it."""
         self.flush()
         merged = self.partial / "merged.nc"
-        segments = [self.partial / f"segment-{n:06d}.nc" for n in range(self._n_segments)]
+        segments = [self._segment(n) for n in range(self._n_segments)]
         end = self._layout.dataset([], self._static | dict(static), self._attrs | dict(attrs))
-        write_atomically(merged, lambda target: _merge(segments, end, target))
+        with self._safely():
+            write_atomically(merged, lambda target: _merge(segments, end, target))
         os.replace(merged, self.path)
         _fsync(self.path.parent)
         shutil.rmtree(self.partial)
         self._lock.close()
         return xr.open_dataset(self.path, engine="netcdf4")
+
+
+def _check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Refuse to go on from a run that was another; say in what."""
+    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if different:
+        shown = "; ".join(
+            f"{name} was {before.get(name, 'not given')}, is {now.get(name, 'not given')}"
+            for name in different
+        )
+        raise ResumeError(f"The run can't be resumed, because it was another one: {shown}. Give the same.")
+
+
+def _is_whole(segment: Path) -> bool:
+    try:
+        with xr.open_dataset(segment, engine="netcdf4") as dataset:
+            dataset.load()
+    except (OSError, RuntimeError, ValueError, KeyError):
+        return False
+    return True
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rpartition("-")[2])
 
 
 def _hold(file: IO[str]) -> None:
@@ -200,8 +339,22 @@ def _hold(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse an output that can't be written, or that is there already."""
+def is_held(partial: Path) -> bool:
+    """Whether a run is writing to a directory of segments; also where that can't be told."""
+    if fcntl is None:
+        return True  # type: ignore[unreachable]
+    try:
+        with (partial / LOCK).open("r") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
+    """Refuse an output that can't be written, or that is there already, or that is not, to be resumed."""
     partial = path.with_name(path.name + PARTIAL)
     if path.is_dir():
         raise InvalidInputError(f"Expected out as a file, got the directory {path}. Name a file in it.")
@@ -209,6 +362,17 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise InvalidInputError(f"The directory of out doesn't exist: {path.parent}. Make it first.")
     if not os.access(path.parent, os.W_OK):
         raise InvalidInputError(f"The directory of out can't be written to: {path.parent}.")
+    if resume:
+        if partial.is_dir():
+            return
+        ended = (
+            f"{path} is of a run that has ended"
+            if path.exists()
+            else f"There is no {partial.name} in {path.parent}"
+        )
+        raise ResumeError(
+            f"{ended}, so that there is nothing to resume. Leave resume out, or name another run."
+        )
     if overwrite:
         return
     if path.exists():
@@ -216,7 +380,8 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if partial.exists():
         raise OutputExistsError(
             f"{partial} holds the records of a run that didn't end, or is still going on. Read them with "
-            f"gradflow.open_run({str(path)!r}); pass overwrite=True to discard them."
+            f"gradflow.open_run({str(path)!r}); pass resume={str(path)!r} to go on with it, overwrite=True to discard "
+            "them."
         )
 
 

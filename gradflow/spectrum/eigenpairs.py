@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradflow.plain import restorable
 
+
+@restorable
 @dataclass(frozen=True)
 class Eigenpairs:
     """Eigenvalues with their eigenvectors, and how far each can be trusted.

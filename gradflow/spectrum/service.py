@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -148,6 +148,15 @@ class SpectrumService:
         """Give what a later service needs to go on as this one would."""
         trails = {end: {"bases": trail.bases, "thetas": trail.thetas} for end, trail in self._trails.items()}
         return {"trails": trails, "n_hvps": self.n_hvps, "generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        self._trails = {
+            end: _Trail(trail["bases"], trail["thetas"]) for end, trail in state["trails"].items()
+        }
+        self.n_hvps = state["n_hvps"]
+        self._generator.set_state(state["generator"])
+        self._cache = {}
 
     # ------------------------------------------------------------------
 
