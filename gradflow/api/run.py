@@ -40,7 +40,7 @@ from gradflow.api.parts import (
 )
 from gradflow.checks import check_number
 from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
-from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError
+from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
 from gradflow.integrators import Flow, Integrator
 from gradflow.loss import LossFunction
 from gradflow.observe import Observers, RandomProjection
@@ -183,6 +183,14 @@ def integrate(
     theta = initial_theta(loss, params)
     integrator = make_method(method, method_options, options, loss, inspect.signature(integrate).parameters)
     check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
+    if loss.kinks and not integrator.discrete:
+        warnings.warn(
+            f"The net has kinks ({', '.join(loss.kinks)}). The flow isn't smooth there: errors don't fall with the "
+            "tolerance as the method's order says, and the Hessian doesn't see the kinks. Where that matters, use "
+            "tanh, softplus or ELU, and average pooling.",
+            KinkWarning,
+            stacklevel=2,
+        )
     grid = as_grid(density_at)
     cadences = make_cadences(
         integrator,

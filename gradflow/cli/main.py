@@ -72,6 +72,12 @@ def main() -> None:
     help="Instead of --out: write to DATASET/ARCH/seed_SEED/LOSS/METHOD/OPTIONS.nc in this directory.",
 )
 @click.option(
+    "--resume/--no-resume",
+    default=False,
+    show_default=True,
+    help="Go on with the run that was to become --out, from its last checkpoint. All else must be as it was.",
+)
+@click.option(
     "--save-model/--no-save-model",
     default=False,
     show_default=True,
@@ -93,7 +99,9 @@ def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
     if method is None:
         raise click.UsageError("Missing option '--method'.")
     of_problem = {name: chosen.pop(name) for name in ("dtype", "device", "batch_size", "data")}
-    test, out_dir, save_model = (chosen.pop(name) for name in ("test", "out_dir", "save_model"))
+    test, out_dir, save_model, resume = (
+        chosen.pop(name) for name in ("test", "out_dir", "save_model", "resume")
+    )
     own = {option.name for option in method_options()}
     names = {flag: name for name, flag in RENAMED.items()}
     method_chosen = {names.get(k, k): v for k, v in chosen.items() if k in own and v is not None}
@@ -110,6 +118,9 @@ def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
             rest["out"] = _name(
                 out_dir, rest["out"], dataset, arch, f"seed_{seed}", loss, method, method_chosen
             )
+        if resume and rest["out"] is None:
+            raise click.UsageError("--resume needs the name of the run: give --out or --out-dir.")
+        rest["resume"] = rest["out"] if resume else None
         model = _model_path(rest["out"], overwrite=rest["overwrite"]) if save_model else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IntegrationWarning)  # said below
@@ -123,6 +134,10 @@ def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
             )
     except GradflowError as error:
         raise _failure(error) from error
+    except KeyboardInterrupt:
+        where = "" if rest["out"] is None else f" What it recorded is kept; --resume goes on: {rest['out']}"
+        click.echo(f"interrupted.{where}", err=True)
+        sys.exit(130)
     _print_summary(record)
     if rest["out"] is not None:
         click.echo(f"recorded in {rest['out']}")

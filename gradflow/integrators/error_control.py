@@ -139,14 +139,7 @@ class ErrorControlled(Integrator):
 
     def init(self, point: Point) -> Control:
         """Nothing is known yet; say so if the tolerance can't be met in θ's dtype."""
-        least = _LEAST * torch.finfo(point.theta.dtype).eps
-        if self.rtol < least and self.atol < least * norm(point.theta):
-            warnings.warn(
-                f"rtol = {self.rtol:g} is below what {point.theta.dtype} resolves; rtol = {least:.1e} is used. "
-                "Integrate in float64 for less: integrate(loss, params.double(), …).",
-                IntegrationWarning,
-                stacklevel=2,
-            )
+        warn_if_unreachable(self.rtol, self.atol, point.theta, "is used")
         return Control()
 
     def step(self, point: Point, h: float, state: Control) -> StepResult:
@@ -205,6 +198,18 @@ def _ratio(error: float, tol: float) -> float:
     if not (math.isfinite(error) and math.isfinite(tol)):
         return math.inf
     return error / tol if tol > 0 else (0.0 if error == 0 else math.inf)
+
+
+def warn_if_unreachable(rtol: float, atol: float, theta: Tensor, consequence: str) -> None:
+    """Say so if a tolerance is below what θ's dtype resolves, and which isn't."""
+    least = _LEAST * torch.finfo(theta.dtype).eps
+    if rtol < least and atol < least * norm(theta):
+        warnings.warn(
+            f"rtol = {rtol:g} is below what {theta.dtype} resolves; rtol = {least:.1e} {consequence}. "
+            "Integrate in float64 for less: integrate(loss, params.double(), …).",
+            IntegrationWarning,
+            stacklevel=2,
+        )
 
 
 def norm(theta: Tensor) -> float:

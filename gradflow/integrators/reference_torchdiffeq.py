@@ -23,6 +23,7 @@ from gradflow.checks import check_number
 from gradflow.errors import InvalidTypeError, UnknownOptionError
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
 from gradflow.integrators.capped import Capped, stability_of_tableau
+from gradflow.integrators.error_control import warn_if_unreachable
 from gradflow.integrators.flow import Flow, Point
 from gradflow.integrators.step_rules import FixedStep
 
@@ -88,6 +89,7 @@ class TorchdiffeqAdaptive(Capped):
 
     def init(self, point: Point) -> float:
         """Give the first step size, by torchdiffeq's rule (Hairer, Nørsett & Wanner 1993, II.4)."""
+        warn_if_unreachable(self.rtol, self.atol, point.theta, "is about the least that can be met")
         solver = self._made(point)
         with torch.no_grad():
             solver._before_integrate(torch.zeros(2, dtype=torch.float64, device=point.theta.device))

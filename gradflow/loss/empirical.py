@@ -21,6 +21,11 @@ from gradflow.loss.parameters import ParameterLayout
 from gradflow.loss.source import Term
 
 _PROBE_SAMPLES = 256
+_KINKED = (
+    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
+    nn.Softshrink, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
+    nn.AdaptiveMaxPool3d,
+)  # fmt: skip
 # Bytes of a twice differentiable graph over the bytes that the forward pass saves: the backward pass saves
 # about as much again, and each differentiation needs room for its own temporaries.
 _GRAPH_FACTOR = 4
@@ -282,6 +287,11 @@ class EmpiricalRisk:
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives, TF32 off unless asked for."""
         return exact_derivatives(theta.device, allow_tf32=self.allow_tf32, recurrent=self._recurrent)
+
+    @property
+    def kinks(self) -> list[str]:
+        """Modules of the net that aren't differentiable everywhere, by class name."""
+        return sorted({type(m).__name__ for m in self.net.modules() if isinstance(m, _KINKED)})
 
     def fingerprint(self) -> str:
         """Hash the data, or 256 of them spread evenly where they aren't tensors, and the net's frozen tensors."""

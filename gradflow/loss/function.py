@@ -180,6 +180,11 @@ class LossFunction:
         n = self._risk.n_outputs
         return max(1, n - 1) if is_cross_entropy(self._risk.criterion) else n
 
+    @property
+    def kinks(self) -> list[str]:
+        """Modules of the net with kinks, such as ReLU, by class name; functions aren't seen."""
+        return self._risk.kinks if self._risk else []
+
     def describe(self) -> dict[str, Any]:
         """Give what a record should say of the loss, as JSON values."""
         return self._labels | self.source.describe()

@@ -161,7 +161,11 @@ class FileRecord:
             if not resume:
                 self.partial.mkdir()
             held = lock.open("a")
-            _hold(held)
+            try:
+                _hold(held)
+            except BlockingIOError:
+                held.close()
+                raise
         except (BlockingIOError, FileExistsError) as error:
             raise OutputExistsError(
                 f"Another run is writing to {self.path}. Wait for its end, or choose another name."

@@ -147,7 +147,13 @@ class SpectrumService:
     def state_dict(self) -> dict[str, Any]:
         """Give what a later service needs to go on as this one would."""
         trails = {end: {"bases": trail.bases, "thetas": trail.thetas} for end, trail in self._trails.items()}
-        return {"trails": trails, "n_hvps": self.n_hvps, "generator": self._generator.get_state()}
+        known = {end: (place.theta, pairs) for end, (place, pairs) in self._cache.items()}
+        return {
+            "trails": trails,
+            "known": known,
+            "n_hvps": self.n_hvps,
+            "generator": self._generator.get_state(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
@@ -156,7 +162,8 @@ class SpectrumService:
         }
         self.n_hvps = state["n_hvps"]
         self._generator.set_state(state["generator"])
-        self._cache = {}
+        source = getattr(self._target, "source", self._target)
+        self._cache = {end: (_Place(source, theta), pairs) for end, (theta, pairs) in state["known"].items()}
 
     # ------------------------------------------------------------------
 

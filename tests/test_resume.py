@@ -1,0 +1,583 @@
+"""Runs that die leave what they recorded, and go on as if nothing had happened."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_optimizers
+import torch
+from methods import METHODS
+from test_cli import invoke
+from test_optimizers import problem
+
+import gradflow
+from gradflow import open_run, problems, steps
+from gradflow.errors import OutputExistsError, RecordingError, RecordWarning, ResumeError
+from gradflow.integrators import METHODS as REGISTRY
+from gradflow.record.checkpoints import read_checkpoint
+
+double = torch.float64
+MULTISTEP = {"scipy:BDF", "scipy:Radau", "scipy:LSODA", "torchdiffeq:scipy_solver"}
+
+
+class Died(Exception):
+    pass
+
+
+def chebyshev():
+    return problems.load("chebyshev-3-20", "regression", "mse", dtype=double)
+
+
+def differences(a, b):
+    """Names of variables and attributes in which two runs differ, wall time and history apart."""
+    arrays = [
+        str(name) for name in {*a.variables, *b.variables} - {"wall_time"}
+        if name not in a or name not in b
+        or not np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f")
+    ]  # fmt: skip
+    attrs = [
+        name
+        for name in {*a.attrs, *b.attrs} - {"history"}
+        if str(a.attrs.get(name)) != str(b.attrs.get(name))
+    ]
+    return arrays + attrs
+
+
+def dies_after(n):
+    def callback(report):
+        if report.step > n:
+            raise Died(f"at step {report.step}")
+
+    return callback
+
+
+def run_and_resume(path, cut, loss, theta, **kwargs):
+    """The run as it would have been, and as it is after it died and was resumed."""
+    whole = gradflow.integrate(loss, theta, out=path.with_name("whole.nc"), **kwargs).load()
+    with pytest.raises(Died) as caught:
+        gradflow.integrate(
+            loss, theta, out=path, checkpoint_every=1e-9, sync_every=0, callback=dies_after(cut), **kwargs
+        )
+    assert any("resume=" in note for note in caught.value.__notes__)
+    assert open_run(path).attrs["status"] == "error"
+    assert "Died: at step" in open_run(path).attrs["message"]
+    return whole, gradflow.integrate(loss, theta, resume=path, **kwargs).load()
+
+
+@pytest.mark.parametrize("method", METHODS, ids=str)
+def test_a_resumed_run_is_the_uninterrupted_one(method, tmp_path):
+    train, test, theta = chebyshev()
+    kwargs = {
+        "method": method.name, "t_max": 3.0, "save_every": 0.3, "n_eigs": 2, "eigs_every": 0.45, "n_projections": 3,
+        "test": test, **method.options,
+    }  # fmt: skip
+    if REGISTRY[method.name].discrete:
+        kwargs["max_steps"] = 6 if method.name == "lbfgs" else 30
+    n = gradflow.integrate(train, theta, **kwargs).attrs["n_steps"]
+    whole, again = run_and_resume(tmp_path / "x.nc", max(1, n // 2), train, theta, **kwargs)
+    if method.name in MULTISTEP:  # their history isn't kept
+        assert np.allclose(whole.params, again.params, rtol=0, atol=1e-4)
+        assert np.allclose(whole.time, again.time)
+    else:
+        assert differences(whole, again) == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["whole.nc", "x.nc"]
+
+
+@pytest.mark.parametrize("method", test_optimizers.TORCH)
+@pytest.mark.parametrize("batch_size", [None, 8])
+def test_torchs_optimisers_resume_bit_for_bit(method, batch_size, tmp_path):
+    loss = problem(double, bias=method != "muon")
+    kwargs = {
+        "method": method, "max_steps": 16, "n_eigs": 1, "eigs_every": steps(3), "batch_size": batch_size,
+        "params_every": steps(1),
+        "scheduler": "CosineAnnealingWarmRestarts(T_0=5)" if batch_size else None, "scheduler_every": "epoch",
+    }  # fmt: skip
+    whole, again = run_and_resume(tmp_path / "x.nc", 7, loss, None, **kwargs)
+    assert differences(whole, again) == []
+
+
+@pytest.mark.parametrize("name", test_optimizers.SCHEDULES)
+def test_schedulers_resume(name, tmp_path):
+    kwargs = {
+        "method": "sgd",
+        "lr": 0.05,
+        "momentum": 0.5,
+        "max_steps": 16,
+        "batch_size": 16,
+        "params_every": steps(1),
+    }
+    scheduler = test_optimizers.SCHEDULES[name]
+    whole, again = run_and_resume(tmp_path / "x.nc", 7, problem(double), None, scheduler=scheduler, **kwargs)
+    assert differences(whole, again) == []
+
+
+def test_densities_abridged_spectra_and_batch_norm_resume(tmp_path):
+    X, y = test_optimizers.data()
+    with torch.random.fork_rng():
+        net = torch.nn.Sequential(
+            torch.nn.Linear(6, 5), torch.nn.BatchNorm1d(5), torch.nn.Tanh(), torch.nn.Linear(5, 3)
+        ).double()
+    train, test = (
+        gradflow.LossFunction(
+            torch.utils.data.TensorDataset(X[rows].double(), y[rows]),
+            torch.nn.CrossEntropyLoss(),
+            net,
+            batch_size=10,
+        )
+        for rows in (slice(0, 30), slice(30, 40))
+    )
+    kwargs = {
+        "method": "gd", "lr": 0.05, "max_steps": 12, "n_eigs": 2, "abridged_size": 20, "density_at": [0.0, 1.0, 2.0],
+        "density_every": steps(4), "eigs_every": steps(2), "test": test, "test_every": steps(3),
+    }  # fmt: skip
+    whole, again = run_and_resume(tmp_path / "x.nc", 6, train, None, **kwargs)
+    assert differences(whole, again) == []
+
+
+def test_a_run_may_die_again_and_again(tmp_path):
+    train, _, theta = chebyshev()
+    kwargs = {"method": "exprb32", "dense": False, "t_max": 40.0, "save_every": 2.0, "n_eigs": 1}
+    whole = gradflow.integrate(train, theta, out=tmp_path / "whole.nc", **kwargs).load()
+    resume = {"out": tmp_path / "x.nc"}
+    for n in range(2, 8):
+        with pytest.raises(Died):
+            gradflow.integrate(
+                train, theta, checkpoint_every=1e-9, callback=dies_after(n), **resume, **kwargs
+            )
+        resume = {"resume": tmp_path / "x.nc"}
+    assert differences(whole, gradflow.integrate(train, theta, **resume, **kwargs).load()) == []
+
+
+def test_records_after_the_checkpoint_are_made_again(tmp_path):
+    """Checkpoints are rarer than segments: the run goes back behind what it had recorded."""
+    train, _, theta = chebyshev()
+    kwargs = {"method": "gd", "lr": 0.1, "max_steps": 40}
+    whole = gradflow.integrate(train, theta, **kwargs)
+    with pytest.raises(Died):
+        gradflow.integrate(
+            train, theta, out=tmp_path / "x.nc", sync_every=0, callback=dies_after(20), **kwargs
+        )
+    assert len(open_run(tmp_path / "x.nc").time) == 21
+    assert [p.name for p in (tmp_path / "x.nc.partial").glob("checkpoint*")] == ["checkpoint-000001.pt"]
+    seen = []
+    again = gradflow.integrate(
+        train, theta, resume=tmp_path / "x.nc", callback=lambda report: seen.append(report.step), **kwargs
+    )
+    assert seen[0] == 1
+    assert np.array_equal(whole.theta, again.theta)
+
+
+# ---------------------------------------------------------------------- what can't be resumed
+
+
+@pytest.fixture
+def dead(tmp_path):
+    """A run of gradient descent that died."""
+    train, test, theta = chebyshev()
+    kwargs = {"method": "gd", "lr": 0.1, "max_steps": 30, "n_eigs": 1, "test": test}
+    with pytest.raises(Died):
+        gradflow.integrate(
+            train, theta, out=tmp_path / "x.nc", checkpoint_every=1e-9, callback=dies_after(9), **kwargs
+        )
+    return tmp_path / "x.nc", train, theta, kwargs
+
+
+def files(path):
+    partial = path.with_name(path.name + ".partial")
+    return {p.name: p.read_bytes() for p in partial.iterdir()}
+
+
+def test_another_run_is_refused_with_the_differences_named(dead):
+    path, train, theta, kwargs = dead
+    before = files(path)
+    other = problems.load("chebyshev-4-20", "regression", "mse", dtype=double)[0]
+    for changed, text in (
+        ({"lr": 0.2}, r"options was .*0.1.*, is .*0.2"),
+        ({"method": "polyak"}, "method was .*gd.*, is .*polyak"),
+        ({"max_steps": 31}, "max_steps was 30, is 31"),
+        ({"n_eigs": 2}, "n_eigs was 1, is 2"),
+        ({"save_every": steps(2)}, "cadences was"),
+        ({"loss": other}, "data was 20 samples, SHA-256 .*, is 20 samples"),
+        ({"params": theta + 1e-9}, "θ₀ was 300 parameters"),
+        ({"test": other}, "test data was 20 samples"),
+        ({"test": None}, "test data was 20 samples.*, is none"),
+        ({"params": theta.float()}, "θ₀ was 300 parameters in torch.float64.*, is 300 parameters in torch.float32"),
+    ):  # fmt: skip
+        given = {"loss": train, "params": theta, **kwargs, **changed}
+        with pytest.raises(ResumeError, match=text):
+            gradflow.integrate(resume=path, **given)
+        assert files(path) == before
+    again = gradflow.integrate(train, theta, resume=path, max_wall_time=1000.0, **kwargs)  # may differ
+    assert again.attrs["status"] == "max_steps"
+
+
+def test_there_must_be_a_run_to_resume(dead, tmp_path):
+    path, train, theta, kwargs = dead
+    with pytest.raises(ResumeError, match=r"There is no .*y.nc.partial"):
+        gradflow.integrate(train, theta, resume=tmp_path / "y.nc", **kwargs)
+    with pytest.raises(ValueError, match="resume and out to be one file"):
+        gradflow.integrate(train, theta, resume=path, out=tmp_path / "y.nc", **kwargs)
+    with pytest.raises(ValueError, match="give one of them"):
+        gradflow.integrate(train, theta, resume=path, overwrite=True, **kwargs)
+    gradflow.integrate(train, theta, resume=path, out=path, **kwargs)
+    with pytest.raises(ResumeError, match="is of a run that has ended"):
+        gradflow.integrate(train, theta, resume=path, **kwargs)
+    with pytest.raises(OutputExistsError):
+        gradflow.integrate(train, theta, out=path, **kwargs)
+
+
+def test_without_resume_a_dead_run_is_not_touched(dead):
+    path, train, theta, kwargs = dead
+    before = files(path)
+    with pytest.raises(OutputExistsError, match=r"pass resume=.* to go on with it"):
+        gradflow.integrate(train, theta, out=path, **kwargs)
+    assert files(path) == before
+
+
+def test_a_checkpoint_that_was_cut_falls_back_to_the_one_before(dead):
+    path, train, theta, kwargs = dead
+    whole = gradflow.integrate(train, theta, **kwargs)
+    partial = path.with_name(path.name + ".partial")
+    names = sorted(partial.glob("checkpoint-*"))
+    assert len(names) == 2
+    content = names[1].read_bytes()
+    for size in (0, 1, 30, len(content) // 2, len(content) - 1):
+        names[1].write_bytes(content[:size])
+        assert read_checkpoint(names[1]) is None
+    flipped = bytearray(content)
+    flipped[len(content) // 2] ^= 1
+    names[1].write_bytes(flipped)
+    assert read_checkpoint(names[1]) is None
+    again = gradflow.integrate(train, theta, resume=path, **kwargs)
+    assert np.array_equal(whole.theta, again.theta)
+    assert np.array_equal(whole.eigenvalue, again.eigenvalue)
+
+
+def test_without_a_whole_checkpoint_nothing_is_lost(dead):
+    path, train, theta, kwargs = dead
+    partial = path.with_name(path.name + ".partial")
+    for name in partial.glob("checkpoint-*"):
+        name.write_bytes(b"")
+    with pytest.raises(ResumeError, match="no checkpoint that is whole"):
+        gradflow.integrate(train, theta, resume=path, **kwargs)
+    assert len(open_run(path).time) == 10
+
+
+def test_checkpoints_run_no_code(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self):
+            return print, ("pwned",)
+
+    import hashlib
+    import pickle
+
+    for payload in (pickle.dumps(Evil()), pickle.dumps({"run": Evil()})):
+        head = b"gradflow checkpoint 1\n" + hashlib.sha256(payload).digest()
+        (tmp_path / "c.pt").write_bytes(head + payload)
+        with pytest.raises(Exception, match=r"(?i)weights|unsupported|pickle|magic"):
+            read_checkpoint(tmp_path / "c.pt")
+    assert "pwned" not in capsys.readouterr().out
+
+
+def test_the_newest_segment_may_be_cut_at_any_byte(dead):
+    path, train, theta, kwargs = dead
+    whole = gradflow.integrate(train, theta, **kwargs)
+    partial = path.with_name(path.name + ".partial")
+    *_, last = sorted(partial.glob("segment-*"))
+    n = len(open_run(path).time)
+    content = last.read_bytes()
+    rng = random.Random(0)
+    cuts = {0, 1, 7, 8, 511, 512, len(content) - 1, *(rng.randrange(len(content)) for _ in range(60))}
+    for size in sorted(cuts):
+        last.write_bytes(content[:size])
+        with pytest.warns(RecordWarning, match="isn't whole"):
+            assert n - 2 <= len(open_run(path).time) < n
+    with pytest.warns(RecordWarning):
+        open_run(path)
+    again = gradflow.integrate(train, theta, resume=path, **kwargs)
+    assert np.array_equal(whole.theta, again.theta)
+
+
+# ---------------------------------------------------------------------- the process dies
+
+fork = multiprocessing.get_context("fork")
+
+
+def in_a_process(function, *args):
+    """Start a function in a process that is forked, so that nothing is imported anew."""
+
+    def target():
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with open(os.devnull, "w") as null, contextlib.redirect_stderr(null):
+            function(*args)
+
+    process = fork.Process(target=target, daemon=True)
+    process.start()
+    return process
+
+
+def slow_run(path, resume=False, n=300, **kwargs):
+    torch.set_num_threads(1)
+    train, _, theta = chebyshev()
+    where = {"resume": path} if resume else {"out": path}
+    return gradflow.integrate(
+        train, theta, method="polyak", lr=0.02, max_steps=n, n_eigs=1, eigs_every=steps(7), sync_every=0.01,
+        checkpoint_every=0.02, callback=lambda report: time.sleep(0.001), **where, **kwargs,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_lose_nothing(tmp_path, one_thread):
+    """Twenty SIGKILLs: before each, what is readable is the beginning of the run; at the end the file is the same."""
+    whole = slow_run(tmp_path / "whole.nc").load()
+    path, rng, kills = tmp_path / "x.nc", random.Random(1), 0
+    while kills < 20 and not path.exists():
+        process = in_a_process(slow_run, path, (tmp_path / "x.nc.partial").exists())
+        time.sleep(rng.uniform(0.02, 0.25))
+        process.kill()
+        process.join()
+        kills += 1
+        if path.exists():
+            break
+        if not (tmp_path / "x.nc.partial").exists():
+            continue
+        if not list((tmp_path / "x.nc.partial").glob("checkpoint-*.pt")):  # before the first record
+            for name in (tmp_path / "x.nc.partial").glob("*"):
+                name.unlink()
+            (tmp_path / "x.nc.partial").rmdir()
+            continue
+        part = open_run(path)
+        n = len(part.time)
+        assert part.attrs["status"] == "killed"
+        assert np.array_equal(part.theta, whole.theta[:n])
+        assert np.array_equal(part.eigenvalue, whole.eigenvalue[:n], equal_nan=True)
+    assert kills >= 5
+    again = open_run(path) if path.exists() else slow_run(path, resume=True)
+    assert differences(whole, again.load()) == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
+def test_signals_close_the_record(number, code, tmp_path, one_thread):
+    path = tmp_path / "x.nc"
+    process = in_a_process(slow_run, path, False, 100_000)
+    while not list(tmp_path.glob("x.nc.partial/segment-*")):
+        time.sleep(0.01)
+    time.sleep(0.1)
+    os.kill(process.pid, number)
+    process.join(10)
+    assert process.exitcode == code
+    part = open_run(path)
+    assert part.attrs["status"] == "interrupted"
+    assert not path.exists()
+    assert int(part.step[-1]) >= 1
+    assert np.isfinite(part.train_loss[-1])
+
+
+def test_an_interrupted_run_goes_on(tmp_path):
+    train, _, theta = chebyshev()
+    kwargs = {"method": "rk4", "t_max": 20.0, "save_every": 1.0, "n_eigs": 1, "eigs_every": 4.0}
+    whole = gradflow.integrate(train, theta, out=tmp_path / "whole.nc", **kwargs).load()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        gradflow.integrate(
+            train, theta, out=tmp_path / "x.nc",
+            callback=lambda r: signal.raise_signal(signal.SIGINT) if r.step == 17 else None, **kwargs,
+        )  # fmt: skip
+    assert caught.value.dataset.attrs["status"] == "interrupted"
+    again = gradflow.integrate(train, theta, resume=tmp_path / "x.nc", **kwargs).load()
+    assert differences(whole, again) == []
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_is_in_memory_comes_with_the_interrupt():
+    train, _, theta = chebyshev()
+    with pytest.raises(KeyboardInterrupt) as caught:
+        gradflow.integrate(
+            train, theta, method="gd", lr=0.1, max_steps=100,
+            callback=lambda r: signal.raise_signal(signal.SIGINT) if r.step == 30 else None,
+        )  # fmt: skip
+    assert len(caught.value.dataset.time) == 31
+
+
+def test_a_signal_in_the_last_step_is_not_swallowed(tmp_path):
+    train, _, theta = chebyshev()
+    with pytest.raises(KeyboardInterrupt):
+        gradflow.integrate(
+            train, theta, method="gd", lr=0.1, max_steps=5, out=tmp_path / "x.nc",
+            callback=lambda r: signal.raise_signal(signal.SIGINT) if r.step == 5 else None,
+        )  # fmt: skip
+    assert open_run(tmp_path / "x.nc").attrs["status"] == "max_steps"
+
+
+def test_runs_outside_the_main_thread_leave_signals_alone():
+    train, _, theta = chebyshev()
+    before, found = signal.getsignal(signal.SIGINT), []
+    thread = threading.Thread(
+        target=lambda: found.append(gradflow.integrate(train, theta, method="gd", lr=0.1, max_steps=5))
+    )
+    thread.start()
+    thread.join()
+    assert found[0].attrs["status"] == "max_steps"
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_run_on_the_same_output_is_refused_while_the_first_lives(tmp_path, one_thread):
+    path = tmp_path / "x.nc"
+    process = in_a_process(slow_run, path, False, 100_000)
+    while not list(tmp_path.glob("x.nc.partial/checkpoint-*.pt")):
+        time.sleep(0.01)
+    assert open_run(path).attrs["status"] == "running"
+    for where in ({"resume": path}, {"out": path, "overwrite": True}, {"out": path}):
+        train, _, theta = chebyshev()
+        with pytest.raises(OutputExistsError):
+            gradflow.integrate(train, theta, method="gd", lr=0.1, max_steps=2, **where)
+    process.kill()
+    process.join()
+    assert open_run(path).attrs["status"] == "killed"
+
+
+# ---------------------------------------------------------------------- the disk is full
+
+
+def write_until_full(path, limit, result, sync_every):
+    """Record θ until the file-size limit is hit; say what came of it."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    train, _, theta = chebyshev()
+    try:
+        gradflow.integrate(
+            train, theta, method="gd", lr=0.05, max_steps=1500, out=path, sync_every=sync_every, n_projections=50,
+        )  # fmt: skip
+    except RecordingError as error:
+        text = f"{error} {error.__notes__}"
+        Path(result).write_text(json.dumps({"n": len(error.dataset.time), "text": text}))
+
+
+@pytest.mark.parametrize("sync_every", [0.05, 1e9])
+def test_a_file_size_limit_loses_nothing(tmp_path, sync_every, one_thread):
+    path, result = tmp_path / "x.nc", tmp_path.parent / f"{tmp_path.name}.json"
+    process = in_a_process(write_until_full, path, 200_000, str(result), sync_every)
+    process.join(30)
+    said = json.loads(result.read_text())
+    part = open_run(path)
+    assert 0 < len(part.time) <= said["n"] <= 1501
+    assert part.attrs["status"] == "error"
+    assert "can't be written" in said["text"]
+    assert "resume=" in said["text"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    train, _, theta = chebyshev()
+    whole = gradflow.integrate(train, theta, method="gd", lr=0.05, max_steps=1500, n_projections=50)
+    assert np.array_equal(part.theta, whole.theta[: len(part.time)])
+    again = gradflow.integrate(
+        train, theta, method="gd", lr=0.05, max_steps=1500, n_projections=50, resume=path
+    )  # with room again
+    assert np.array_equal(again.theta, whole.theta)
+
+
+def tmpfs(directory, size):
+    directory.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", directory], capture_output=True
+    )
+    return made.returncode == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs to mount a small tmpfs")
+def test_a_full_disk_loses_nothing(tmp_path):
+    small = tmp_path / "small"
+    if not tmpfs(small, "1m"):
+        pytest.skip("can't mount a tmpfs here")
+    try:
+        train, _, theta = chebyshev()
+        with pytest.raises(RecordingError, match="can't be written") as caught:
+            gradflow.integrate(
+                train, theta, method="gd", lr=0.05, max_steps=1500, out=small / "x.nc", sync_every=0, n_projections=50
+            )  # fmt: skip
+        dataset, part = caught.value.dataset, open_run(small / "x.nc")
+        assert 0 < len(part.time) <= len(dataset.time)
+        assert np.array_equal(dataset.step, np.arange(len(dataset.time)))
+        assert np.array_equal(part.theta, dataset.theta[: len(part.time)])
+    finally:
+        subprocess.run(["umount", small], check=False)
+
+
+# ---------------------------------------------------------------------- from the command line
+
+
+def test_resume_from_the_command_line(tmp_path, monkeypatch):
+    args = [
+        "run",
+        "chebyshev-3-20",
+        "regression",
+        "mse",
+        "--method",
+        "gd",
+        "--lr",
+        0.1,
+        "--max-steps",
+        20,
+        "--out",
+    ]
+    assert invoke(*args, tmp_path / "whole.nc").exit_code == 0
+    advance = gradflow.driver.Stepper.advance
+
+    def interrupted(self, *a, **k):
+        if self.n_steps == 8:
+            signal.raise_signal(signal.SIGINT)
+        return advance(self, *a, **k)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gradflow.driver.Stepper, "advance", interrupted)
+        result = invoke(*args, tmp_path / "x.nc")
+    assert result.exit_code == 130
+    assert "--resume goes on" in result.output
+    result = invoke(*args, tmp_path / "x.nc", "--resume")
+    assert result.exit_code == 0, result.output
+    assert differences(open_run(tmp_path / "whole.nc").load(), open_run(tmp_path / "x.nc").load()) == []
+    result = invoke(*args[:-1], "--resume")
+    assert "give --out or --out-dir" in result.output
+    result = invoke(*args, tmp_path / "x.nc", "--resume")
+    assert result.exit_code == 1
+    assert "nothing to resume" in result.output
+
+
+# ---------------------------------------------------------------------- warnings
+
+
+def test_kinks_are_said():
+    X, y = test_optimizers.data()
+    with torch.random.fork_rng():
+        net = torch.nn.Sequential(
+            torch.nn.Linear(6, 4), torch.nn.ReLU(), torch.nn.Hardtanh(), torch.nn.Linear(4, 3)
+        )
+    loss = gradflow.LossFunction(torch.utils.data.TensorDataset(X, y), torch.nn.CrossEntropyLoss(), net)
+    with pytest.warns(
+        gradflow.errors.KinkWarning, match=r"\(Hardtanh, ReLU\).*errors don't fall with the tolerance"
+    ):
+        gradflow.integrate(loss, method="rk4", t_max=0.01)
+    gradflow.integrate(loss, method="gd", lr=0.01, max_steps=1)  # an optimiser has no order to lose
+
+
+@pytest.mark.parametrize("method", ["exprb43", "rkc", "dopri5"])
+def test_tolerances_below_rounding_are_said_with_what_can_be_reached(method):
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse")
+    with pytest.warns(gradflow.IntegrationWarning, match=r"rtol = 1e-09 is below .*float32.*rtol = 2.4e-06"):
+        gradflow.integrate(train, theta, method=method, rtol=1e-9, atol=1e-12, t_max=0.02)
