@@ -192,8 +192,11 @@ def test_options_without_values_name_the_run_too(tmp_path):
         ([*GD, "--max-steps", 2, "--out", "x.nc", "--out-dir", "d"], "--out and --out-dir were given"),
         ([*GD, "--max-steps", 2, "--out", "x.pt", "--save-model"], "would write over the record"),
         (["run", "digits", "fc-tanh", "mse", "--lr", 0.1], "Missing option '--method'"),
-        ([*GD, "--max-steps", 2, "--abridged-size", 5], "abridged_size has nothing to measure: give n_eigs"),
-        ([*GD, "--max-steps", 2, "--abridged-size", 0, "--n-eigs", 1], "abridged_size ≥ 1"),
+        (
+            [*GD, "--max-steps", 2, "--abridged-size", 5],
+            "--abridged-size has nothing to measure: give --n-eigs",
+        ),
+        ([*GD, "--max-steps", 2, "--abridged-size", 0, "--n-eigs", 1], "--abridged-size ≥ 1"),
         (
             ["run", "wikitext", "transformer", "ce", "--method", "gd", "--lr", 0.1, "--max-steps", 2],
             "No data set 'wikitext'",

@@ -295,7 +295,11 @@ def info(file: Path) -> None:
 
 def _failure(error: Exception) -> click.ClickException:
     """Make an error of the library one of the command line: keywords become flags."""
-    return click.ClickException(re.sub(r"\b([a-z]\w*)=(True|…)", lambda m: flag(m[1]), str(error)))
+    text = re.sub(r"\b([a-z]\w*)=(True|…)", lambda m: flag(m[1]), str(error))
+    names = {option.name for option in main.commands["run"].params if isinstance(option, click.Option)}
+    return click.ClickException(
+        re.sub(r"(?<![-\w])[a-z]+(?:_[a-z]+)+\b", lambda m: flag(m[0]) if m[0] in names else m[0], text)
+    )
 
 
 def _print_summary(record: xr.Dataset) -> None:

@@ -11,6 +11,12 @@ from tqdm import tqdm
 from gradflow.driver.stepper import StepReport
 
 
+class Bar(tqdm):  # type: ignore[type-arg]
+    """A bar that starts no thread to watch over itself."""
+
+    monitor_interval = 0
+
+
 class Progress:
     """Shows t, loss, λ₁ and cost on standard error while a run goes on.
 
@@ -25,7 +31,7 @@ class Progress:
 
     def __init__(self, shown: bool | None, t_max: float | None, max_steps: int | None) -> None:
         self._by_time = t_max is not None
-        self._bar = tqdm(
+        self._bar = Bar(
             total=t_max if t_max is not None else max_steps,
             disable=not (sys.stderr.isatty() if shown is None else shown),
             bar_format="{desc}{percentage:3.0f}%|{bar}| [{elapsed}<{remaining}]{postfix}",

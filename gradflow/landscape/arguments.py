@@ -10,8 +10,8 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from gradflow.driver.progress import Bar
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss import LossFunction
 
@@ -94,4 +94,4 @@ def final_theta(given: xr.Dataset | Tensor) -> Tensor:
 
 def progress_bar(total: int, what: str, shown: bool | None) -> Any:
     """Count evaluations on standard error; None: when it is a terminal."""
-    return tqdm(total=total, desc=what, disable=not (sys.stderr.isatty() if shown is None else shown))
+    return Bar(total=total, desc=what, disable=not (sys.stderr.isatty() if shown is None else shown))

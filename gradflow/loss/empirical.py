@@ -115,6 +115,8 @@ class EmpiricalRisk:
     def _probe(self, batch_size: int | None) -> None:
         """Find out reduction, outputs, memory and chunk size, and refuse what can't be trusted."""
         n = min(self.data.n_samples, 4)
+        if n == 1:
+            self._check_batch_norm()
         output, target = self._forward_here(self.data.head(n))
         self.n_outputs = output[0].numel()
         reduction = resolve_reduction(self.criterion, self._evaluator(output)(output, target), len(output))
@@ -122,7 +124,7 @@ class EmpiricalRisk:
         self._graph_bytes_per_sample = _GRAPH_FACTOR * self._saved_bytes_per_sample()
 
         self.data.cut(self._chunk_size(batch_size), self.memory_budget)
-        self._check_last_chunk()
+        self._check_batch_norm()
         m = min(self.data.n_samples, _PROBE_SAMPLES, max(16, self.data.chunk_size))
         first, second = self.data.head(m, spread=True), self.data.head(m, spread=True)
         output, target = self._forward_here(first)
@@ -212,14 +214,15 @@ class EmpiricalRisk:
             )
         )
 
-    def _check_last_chunk(self) -> None:
+    def _check_batch_norm(self) -> None:
         normalizes = any(
             isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules()
         )
-        if normalizes and self.data.n_chunks > 1 and self.data.n_samples % self.data.chunk_size == 1:
+        N, size = self.data.n_samples, self.data.chunk_size
+        if normalizes and (N % size == 1 or size == 1):
             raise InvalidInputError(
-                f"Batch-norm in train mode needs at least two samples in a chunk; of {self.data.n_samples} samples in "
-                f"chunks of {self.data.chunk_size} the last has one. Choose another batch_size, or call net.eval()."
+                f"Batch-norm in train mode needs at least two samples in a chunk; of {N} samples in chunks of {size} "
+                "the last has one. Choose another batch_size, or call net.eval()."
             )
 
     def _random_state(self) -> Tensor:
