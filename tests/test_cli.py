@@ -202,7 +202,7 @@ def test_help_shows_defaults():
         ([*PROBLEM, "--method", "gd", "--lr", 0.1], "The run has no end"),
         ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--eigs-every", 1], "give --n-eigs ≥ 1"),
         ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--seed", 2**70], "seed as an int"),
-        ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--projection-seed", 2**64], "--projection-seed < 2⁶⁴"),
+        ([*PROBLEM, "--method", "gd", "--lr", 0.1, "--t-max", 1, "--projection-seed", 2**64], "-seed < 2⁶⁴"),
         (["info", "."], "got the directory"),
         ([*PROBLEM, "--method", "rk4", "--lr", 0.1, "--t-max", 1], "'rk4' has no option 'lr'"),
         ([*PROBLEM, "--method", "rk4", "--t-max", 1, "--save-every", "often"], "a time such as 0.5"),

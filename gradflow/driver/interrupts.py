@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -23,6 +24,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.pending: signal.Signals | None = None
+        self._process = os.getpid()
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -42,8 +44,11 @@ class Interrupts:
         self._give_back()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.pending = signal.Signals(number)
         self._give_back()
+        if os.getpid() == self._process:
+            self.pending = signal.Signals(number)
+        else:  # a worker that was forked from the run, and has nothing to finish
+            signal.raise_signal(number)
 
     def _give_back(self) -> None:
         for each, how in self._before.items():

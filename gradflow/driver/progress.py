@@ -11,7 +11,7 @@ from tqdm import tqdm
 from gradflow.driver.stepper import StepReport
 
 
-class Bar(tqdm):  # type: ignore[type-arg]
+class Bar(tqdm):
     """A bar that starts no thread to watch over itself."""
 
     monitor_interval = 0
