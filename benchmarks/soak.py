@@ -70,7 +70,7 @@ def soak(options: dict[str, object], n_kills: int, seed: int) -> dict[str, objec
         path = folder / f"{runs}.nc"
         process = fork.Process(target=work, args=(path, options))
         process.start()
-        process.join(rng.uniform(0.05, 0.6))
+        process.join(rng.uniform(0.05, 1.0))
         if process.is_alive():
             process.kill()
             killed = time.time()
