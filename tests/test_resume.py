@@ -178,6 +178,62 @@ def test_records_after_the_checkpoint_are_made_again(tmp_path):
     assert np.array_equal(whole.theta, again.theta)
 
 
+def test_segments_are_put_together_so_that_files_stay_few(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradflow.record.run_record._TOGETHER", 4)
+    train, _, theta = chebyshev()
+    kwargs = {"method": "gd", "lr": 0.1, "max_steps": 200, "n_eigs": 1, "eigs_every": steps(3)}
+    whole = gradflow.integrate(train, theta, out=tmp_path / "whole.nc", **kwargs).load()
+    partial, most = tmp_path / "x.nc.partial", 0
+
+    def look(report):
+        nonlocal most
+        most = max(most, len(list(partial.glob("segment-*.nc"))))
+        if report.step % 25 == 0:
+            part = open_run(tmp_path / "x.nc")
+            assert np.array_equal(part.theta, whole.theta[: len(part.time)])
+            assert np.array_equal(part.params_initial, whole.params_initial)
+        if report.step == 150:
+            raise Died
+
+    with pytest.raises(Died):
+        gradflow.integrate(
+            train, theta, out=tmp_path / "x.nc", sync_every=0, checkpoint_every=1e-9, callback=look, **kwargs
+        )
+    assert most < 25  # of 150
+    again = gradflow.integrate(train, theta, resume=tmp_path / "x.nc", **kwargs).load()
+    assert differences(whole, again) == []
+
+
+@pytest.mark.parametrize("removed", range(5))
+def test_a_death_while_segments_are_put_together_loses_nothing(removed, tmp_path, monkeypatch):
+    """Some of the files that were put together are still there, and don't count twice."""
+    monkeypatch.setattr("gradflow.record.run_record._TOGETHER", 4)
+    train, _, theta = chebyshev()
+    kwargs = {"method": "gd", "lr": 0.1, "max_steps": 30}
+    whole = gradflow.integrate(train, theta, **kwargs)
+    unlink, n = Path.unlink, 0
+
+    def dies(self, missing_ok=False):
+        nonlocal n
+        if self.name.startswith("segment-"):
+            n += 1
+            if n > removed:
+                raise Died
+        unlink(self, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", dies)
+        with pytest.raises(Died):
+            gradflow.integrate(
+                train, theta, out=tmp_path / "x.nc", sync_every=0, checkpoint_every=1e-9, **kwargs
+            )
+    part = open_run(tmp_path / "x.nc")
+    assert np.array_equal(part.theta, whole.theta[: len(part.time)])
+    again = gradflow.integrate(train, theta, resume=tmp_path / "x.nc", **kwargs)
+    assert np.array_equal(again.theta, whole.theta)
+    assert np.array_equal(again.step, whole.step)
+
+
 # ---------------------------------------------------------------------- what can't be resumed
 
 

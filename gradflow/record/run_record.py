@@ -8,6 +8,8 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,7 +25,7 @@ import xarray as xr
 from gradflow.errors import InvalidInputError, OutputExistsError, RecordingError, ResumeError
 from gradflow.record.checkpoints import read_checkpoint, write_checkpoint
 from gradflow.record.schema import Layout, encoding
-from gradflow.record.segments import combine_segments, open_segments
+from gradflow.record.segments import combine_segments, list_segments, open_segments, segment_path
 
 PARTIAL = ".partial"
 LOCK = "lock"
@@ -31,6 +33,10 @@ LOCK = "lock"
 ENDED = "ended.json"
 #: Checkpoints that are kept.
 _KEPT = 2
+#: Segments that are put together in one file, and such files again.
+_TOGETHER = 32
+#: Files that are read before a run goes on from them; those before were on the disk long ago.
+_READ_AGAIN = 8
 
 
 class MemoryRecord:
@@ -137,7 +143,7 @@ class FileRecord:
         self._identity = dict(identity)
         self._records: list[dict[str, Any]] = []
         self._written: list[dict[str, Any]] = []  # those of the last segment
-        self._n_segments = self._n_checkpoints = 0
+        self._n_segments = self._n_checkpoints = self._oldest = 0
         self._sync_every = sync_every
         self._checkpoint_every = checkpoint_every
         self._synced = self._checkpointed = time.monotonic()
@@ -177,7 +183,7 @@ class FileRecord:
         numbers = sorted((_number(p) for p in self.partial.glob("checkpoint-*.pt")), reverse=True)
         for number in numbers:
             state = read_checkpoint(self._checkpoint(number))
-            if state is not None and all(_is_whole(self._segment(n)) for n in range(state["n_segments"])):
+            if state is not None and self._holds(state["n_segments"]):
                 break
         else:
             raise ResumeError(
@@ -187,16 +193,23 @@ class FileRecord:
         _check_same(state["identity"], self._identity)
         self.checkpoint = state
         self._n_segments, self._n_checkpoints = state["n_segments"], number
-        for later in self.partial.glob("segment-*.nc"):
-            if _number(later) >= self._n_segments:
-                later.unlink()
+        for later in reversed(
+            list_segments(self.partial)
+        ):  # the last first: what is left is always a beginning
+            if later.first >= self._n_segments:
+                later.path.unlink()
+        self._oldest = self._n_segments
         for other in numbers:
             if other > number:
                 self._checkpoint(other).unlink()
         (self.partial / ENDED).unlink(missing_ok=True)
 
-    def _segment(self, number: int) -> Path:
-        return self.partial / f"segment-{number:06d}.nc"
+    def _holds(self, n: int) -> bool:
+        """Whether the first n segments are there; the last files are read to see if they are whole."""
+        files = [file for file in list_segments(self.partial) if file.first < n]
+        follow = all(a.last + 1 == b.first for a, b in pairwise(files))
+        there = bool(files) and files[0].first == 0 and files[-1].last == n - 1 and follow
+        return there and all(_is_whole(file.path) for file in files[-_READ_AGAIN:])
 
     def _checkpoint(self, number: int) -> Path:
         return self.partial / f"checkpoint-{number:06d}.pt"
@@ -228,7 +241,7 @@ class FileRecord:
         static = self._static if number == 0 else {}
         segment = self._layout.dataset(records, static, self._attrs | {"status": "running"})
         with self._safely():
-            write_atomically(self._segment(number), lambda target: _write(segment, target))
+            write_atomically(segment_path(self.partial, number), lambda target: _write(segment, target))
 
     def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Write the records, and the state of the run, that are due; the last two states are kept."""
@@ -243,8 +256,28 @@ class FileRecord:
         with self._safely():
             write_atomically(self._checkpoint(number), lambda target: write_checkpoint(whole, target))
         self._checkpoint(number - _KEPT).unlink(missing_ok=True)
-        self._written = []  # of what a checkpoint counts nothing is written again
         self._checkpointed = time.monotonic()
+        # Both checkpoints count what the older one does; the last segment may still be amended.
+        self._put_together(below=min(self._oldest, self._n_segments - 1))
+        self._oldest = self._n_segments
+
+    def _put_together(self, below: int) -> None:
+        """Put equally long files together as often as there are enough of them in a row, so that they stay few."""
+        while True:
+            files = [file for file in list_segments(self.partial) if file.last < below]
+            rows = (files[i : i + _TOGETHER] for i in range(len(files) - _TOGETHER + 1))
+            row = next((row for row in rows if len({file.span for file in row}) == 1), None)
+            if row is None:
+                return
+            static = self._static if row[0].first == 0 else {}
+            empty = self._layout.dataset([], static, self._attrs | {"status": "running"})
+            with self._safely():
+                write_atomically(
+                    segment_path(self.partial, row[0].first, row[-1].last),
+                    partial(_merge, [file.path for file in row], empty),
+                )
+            for file in reversed(row):
+                file.path.unlink()
 
     @contextlib.contextmanager
     def _safely(self) -> Iterator[None]:
@@ -302,7 +335,7 @@ class FileRecord:
         """Merge the segments into the file, and open it."""
         self.flush()
         merged = self.partial / "merged.nc"
-        segments = [self._segment(n) for n in range(self._n_segments)]
+        segments = [file.path for file in list_segments(self.partial)]
         end = self._layout.dataset([], self._static | dict(static), self._attrs | dict(attrs))
         with self._safely():
             write_atomically(merged, lambda target: _merge(segments, end, target))
@@ -343,12 +376,12 @@ def _hold(file: IO[str]) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def is_held(partial: Path) -> bool:
+def is_held(directory: Path) -> bool:
     """Whether a run is writing to a directory of segments; also where that can't be told."""
     if fcntl is None:
         return True  # type: ignore[unreachable]
     try:
-        with (partial / LOCK).open("r") as lock:
+        with (directory / LOCK).open("r") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -359,7 +392,7 @@ def is_held(partial: Path) -> bool:
 
 def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
     """Refuse an output that can't be written, or that is there already, or that is not, to be resumed."""
-    partial = path.with_name(path.name + PARTIAL)
+    records = path.with_name(path.name + PARTIAL)
     if path.is_dir():
         raise InvalidInputError(f"Expected out as a file, got the directory {path}. Name a file in it.")
     if not path.parent.is_dir():
@@ -367,13 +400,9 @@ def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
     if not os.access(path.parent, os.W_OK):
         raise InvalidInputError(f"The directory of out can't be written to: {path.parent}.")
     if resume:
-        if partial.is_dir():
+        if records.is_dir():
             return
-        ended = (
-            f"{path} is of a run that has ended"
-            if path.exists()
-            else f"There is no {partial.name} in {path.parent}"
-        )
+        ended = f"{path} is of a run that has ended" if path.exists() else f"There is no {records}"
         raise ResumeError(
             f"{ended}, so that there is nothing to resume. Leave resume out, or name another run."
         )
@@ -381,9 +410,9 @@ def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
         return
     if path.exists():
         raise OutputExistsError(f"{path} exists. Pass overwrite=True to replace it, or choose another name.")
-    if partial.exists():
+    if records.exists():
         raise OutputExistsError(
-            f"{partial} holds the records of a run that didn't end, or is still going on. Read them with "
+            f"{records} holds the records of a run that didn't end, or is still going on. Read them with "
             f"gradflow.open_run({str(path)!r}); pass resume={str(path)!r} to go on with it, overwrite=True to discard "
             "them."
         )

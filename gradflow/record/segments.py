@@ -1,14 +1,63 @@
-"""The segments of a run that has not ended, as one dataset."""
+"""The segments of a run that has not ended: which there are, and all of them as one dataset."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import xarray as xr
 
 from gradflow.errors import InvalidInputError, RecordWarning
+
+_NAME = re.compile(r"segment-(\d{6,})(?:-(\d{6,}))?\.nc")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A file with the records of one segment, or of several that were put together.
+
+    Attributes
+    ----------
+    path : Path
+    first, last : int
+        Numbers of the segments that it holds.
+    """
+
+    path: Path
+    first: int
+    last: int
+
+    @property
+    def span(self) -> int:
+        """How many segments it holds."""
+        return self.last - self.first + 1
+
+
+def segment_path(partial: Path, first: int, last: int | None = None) -> Path:
+    """Give the file of a segment, or of those from `first` to `last` together."""
+    end = "" if last is None else f"-{last:06d}"
+    return partial / f"segment-{first:06d}{end}.nc"
+
+
+def list_segments(partial: Path) -> list[Segment]:
+    """List the files that hold all segments once, in order.
+
+    Where several were put together, and the process died before they were removed, the file of all of them counts.
+    """
+    found = []
+    for path in partial.glob("segment-*.nc"):
+        if match := _NAME.fullmatch(path.name):
+            first = int(match[1])
+            found.append(Segment(path, first, int(match[2] or first)))
+    found.sort(key=lambda segment: (segment.first, -segment.last))
+    chosen: list[Segment] = []
+    for segment in found:
+        if not chosen or segment.first > chosen[-1].last:
+            chosen.append(segment)
+    return chosen
 
 
 def open_segments(partial: Path) -> xr.Dataset:
@@ -17,27 +66,27 @@ def open_segments(partial: Path) -> xr.Dataset:
     Raises
     ------
     FileNotFoundError
-        If there are none, or one goes away: the run has ended in the meantime.
+        If there are none, or one goes away: the run has ended, or has put segments together, in the meantime.
     InvalidInputError
         If not even the first can be read.
     """
-    names = sorted(partial.glob("segment-*.nc"))
-    if not names:
+    files = list_segments(partial)
+    if not files:
         raise FileNotFoundError(partial)
     segments: list[xr.Dataset] = []
-    for name in names:
+    for file in files:
         try:
-            with xr.open_dataset(name, engine="netcdf4") as segment:
+            with xr.open_dataset(file.path, engine="netcdf4") as segment:
                 segments.append(segment.load())
         except FileNotFoundError:
             raise
         except (OSError, RuntimeError, ValueError, KeyError) as error:
-            if not name.exists():
-                raise FileNotFoundError(name) from error
+            if not file.path.exists():
+                raise FileNotFoundError(file.path) from error
             if not segments:
-                raise InvalidInputError(f"{name} can't be read as netCDF: {error}") from error
+                raise InvalidInputError(f"{file.path} can't be read as netCDF: {error}") from error
             warnings.warn(
-                f"{name} isn't whole: records are read up to t = {float(segments[-1].time[-1]):.6g}, before it.",
+                f"{file.path} isn't whole: records are read up to t = {float(segments[-1].time[-1]):.6g}, before it.",
                 RecordWarning,
                 stacklevel=3,
             )
