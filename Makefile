@@ -9,7 +9,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo "make demo      integrate a real network on the shipped digits: two files and a picture in demo/"
-	@echo "make test      run the whole suite"
+	@echo "make test      run the whole suite, two tests at a time"
 	@echo "make lint      ruff, mypy, import-linter"
 	@echo "make examples  run every example, small"
 	@echo "make clean     remove .venv, caches and demo/"
@@ -28,7 +28,7 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@echo "==> running the whole suite"
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from gradflow.record import FileRecord, Layout, MemoryRecord, open_run
 from gradflow.record.checkpoints import read_checkpoint
 
 double = torch.float64
-few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 numbers = st.floats(allow_nan=True, allow_infinity=True)
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
@@ -125,7 +125,7 @@ def test_a_checkpoint_that_was_cut_anywhere_is_none(dead):
     cut.unlink()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
 @given(where=st.floats(0, 1, exclude_max=True))
 def test_a_segment_that_was_cut_anywhere_costs_its_own_records_alone(dead, where):
     *_, last = sorted((dead.parent / "x.nc.partial").glob("segment-*"))

@@ -178,6 +178,34 @@ def test_records_after_the_checkpoint_are_made_again(tmp_path):
     assert np.array_equal(whole.theta, again.theta)
 
 
+def test_a_run_that_fails_at_once_when_resumed_has_its_last_record_completed(tmp_path, monkeypatch):
+    """The last record of a failed run has everything, also where it was made before the run died."""
+
+    def ravine(x):
+        return -(x**4).sum() if float(x.detach().abs().max()) < 1e3 else (x * float("nan")).sum()
+
+    kwargs = {"method": "gd", "lr": 0.05, "max_steps": 50, "n_eigs": 1, "eigs_every": steps(100)}
+    start = torch.ones(2, dtype=double)
+    with pytest.warns(gradflow.IntegrationWarning):
+        whole = gradflow.integrate(ravine, start, out=tmp_path / "whole.nc", **kwargs).load()
+    n = whole.attrs["n_steps"]
+    assert np.isfinite(whole.eigenvalue[-1, 0])
+    advance = gradflow.driver.Stepper.advance
+
+    def dies(self, *a, **k):
+        if self.n_steps == n:
+            raise Died
+        return advance(self, *a, **k)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gradflow.driver.Stepper, "advance", dies)
+        with pytest.raises(Died):
+            gradflow.integrate(ravine, start, out=tmp_path / "x.nc", checkpoint_every=1e-9, **kwargs)
+    with pytest.warns(gradflow.IntegrationWarning):
+        again = gradflow.integrate(ravine, start, resume=tmp_path / "x.nc", **kwargs).load()
+    assert differences(whole, again) == []
+
+
 def test_segments_are_put_together_so_that_files_stay_few(tmp_path, monkeypatch):
     monkeypatch.setattr("gradflow.record.run_record._TOGETHER", 4)
     train, _, theta = chebyshev()

@@ -170,6 +170,10 @@ def integrate(
         For the caller's mistakes, before anything is computed or written.
     IntegrationError
         For a numerical ending, with ``on_failure="raise"``.
+    RecordingError
+        If records can't be written; all of them are in its ``dataset``.
+    KeyboardInterrupt
+        After SIGINT, when the step is done and the record closed; with the records as its ``dataset``.
 
     Examples
     --------

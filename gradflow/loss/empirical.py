@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -298,11 +299,15 @@ class EmpiricalRisk:
 
     def fingerprint(self) -> str:
         """Hash the data, or 256 of them spread evenly where they aren't tensors, and the net's frozen tensors."""
-        digest = hashlib.sha256()
-        for tensor in (*self.data.tensors(_PROBE_SAMPLES), *self._frozen()):
-            digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        digest = self._data_digest.copy()
+        _hash(digest, self._frozen())
         return f"{self.data.n_samples} samples, SHA-256 {digest.hexdigest()}"
+
+    @cached_property
+    def _data_digest(self) -> Any:
+        digest = hashlib.sha256()
+        _hash(digest, self.data.tensors(_PROBE_SAMPLES))
+        return digest
 
     def _frozen(self) -> list[Tensor]:
         """Give the net's buffers and the parameters that aren't in θ."""
@@ -406,6 +411,12 @@ def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor)
         right = (output > 0) == (target > 0.5)
         return int(right.sum()), right.numel()
     return 0, 0
+
+
+def _hash(digest: Any, tensors: Iterable[Tensor]) -> None:
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)
 
 
 def _device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:

@@ -236,6 +236,17 @@ class FileRecord:
         elif self._written:
             self._written[-1] |= values
             self._write_segment(self._n_segments - 1, self._written)
+        else:  # of a run that was resumed, and has recorded nothing since
+            self._amend_on_disk(values)
+
+    def _amend_on_disk(self, values: Mapping[str, Any]) -> None:
+        last = list_segments(self.partial)[-1].path
+        with xr.open_dataset(last, engine="netcdf4") as segment:
+            dataset = segment.load()
+        for name, value in values.items():
+            dataset[name][-1] = value
+        with self._safely():
+            write_atomically(last, lambda target: _write(dataset, target))
 
     def _write_segment(self, number: int, records: list[dict[str, Any]]) -> None:
         static = self._static if number == 0 else {}
