@@ -47,7 +47,7 @@ OURS = [
         )
         for name in ("polyak", "nesterov")
     ),
-    Method("adam", {"lr": 0.01}, sharpness=False),
+    Method("adam", {"lr": 0.01}, sharpness=False, float32=False),
     Method("rmsprop", {"lr": 0.01, "momentum": 0.5}, sharpness=False, float32=False),
     Method("lbfgs", {"lr": 0.5, "max_iter": 3}, sharpness=False, float32=False),
     Method("elra", {"lr": 1e-3}, sharpness=False, float32=False),

@@ -423,6 +423,14 @@ def slow_run(path, resume=False, n=300, **kwargs):
 
 
 @pytest.fixture
+def interruptible():
+    """SIGINT as it is in a terminal; workers that run tests side by side ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
 def one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -477,7 +485,7 @@ def test_signals_close_the_record(number, code, tmp_path, one_thread):
     assert np.isfinite(part.train_loss[-1])
 
 
-def test_an_interrupted_run_goes_on(tmp_path):
+def test_an_interrupted_run_goes_on(tmp_path, interruptible):
     train, _, theta = chebyshev()
     kwargs = {"method": "rk4", "t_max": 20.0, "save_every": 1.0, "n_eigs": 1, "eigs_every": 4.0}
     whole = gradflow.integrate(train, theta, out=tmp_path / "whole.nc", **kwargs).load()
@@ -492,7 +500,7 @@ def test_an_interrupted_run_goes_on(tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_what_is_in_memory_comes_with_the_interrupt():
+def test_what_is_in_memory_comes_with_the_interrupt(interruptible):
     train, _, theta = chebyshev()
     with pytest.raises(KeyboardInterrupt) as caught:
         gradflow.integrate(
@@ -502,7 +510,7 @@ def test_what_is_in_memory_comes_with_the_interrupt():
     assert len(caught.value.dataset.time) == 31
 
 
-def test_a_signal_in_the_last_step_is_not_swallowed(tmp_path):
+def test_a_signal_in_the_last_step_is_not_swallowed(tmp_path, interruptible):
     train, _, theta = chebyshev()
     with pytest.raises(KeyboardInterrupt):
         gradflow.integrate(
@@ -606,7 +614,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
 # ---------------------------------------------------------------------- from the command line
 
 
-def test_resume_from_the_command_line(tmp_path, monkeypatch):
+def test_resume_from_the_command_line(tmp_path, monkeypatch, interruptible):
     args = [
         "run",
         "chebyshev-3-20",

@@ -244,7 +244,8 @@ class FileRecord:
         with xr.open_dataset(last, engine="netcdf4") as segment:
             dataset = segment.load()
         for name, value in values.items():
-            dataset[name][-1] = value
+            if name not in dataset.coords:
+                dataset[name][-1] = value
         with self._safely():
             write_atomically(last, lambda target: _write(dataset, target))
 
