@@ -34,7 +34,7 @@ class StepReport:
     loss : float
         Loss before the step; that of the mini-batch where the step saw no more.
     sharpness : float
-        λ₁ that the step was sized with; NaN for a method that measures none.
+        λ₁ that the step was sized with, or came by; NaN where there is none that has converged.
     eigenvalues : Tensor, shape (k,), float64, on the CPU
         Those that the step was sized with, largest first; empty for a method that measures none.
     n_gradients, n_hvps : int
@@ -219,20 +219,23 @@ class Stepper:
             self._clock.add(h)
         pairs = proposal.pairs if result.pairs is None else result.pairs
         measured = with_eigenvectors and pairs is not None and pairs.vectors.shape[1] == len(pairs)
+        values = torch.empty(0, dtype=torch.float64, device="cpu") if pairs is None else pairs.values
+        if (
+            result.pairs is not None
+        ):  # a by-product of the step, whose Ritz values may be far from eigenvalues
+            values = values[: int(result.pairs.converged.long().cumprod(0).sum())]
         return StepReport(
             step=self.n_steps,
             t=self.t,
             dt=h,
             loss=before.loss if result.loss is None else result.loss,
-            sharpness=float(pairs.values[0]) if pairs is not None else math.nan,
-            eigenvalues=pairs.values
-            if pairs is not None
-            else torch.empty(0, dtype=torch.float64, device="cpu"),
+            sharpness=float(values[0]) if len(values) else math.nan,
+            eigenvalues=values,
             n_gradients=self.flow.cost.n_gradients,
             n_hvps=self.flow.cost.n_hvps,
             n_rejected=self.n_rejected,
             gradient=before.gradient if with_gradient else None,
-            eigenvectors=pairs.vectors if measured and pairs is not None else None,
+            eigenvectors=pairs.vectors[:, : len(values)] if measured and pairs is not None else None,
         )
 
     def preconditioner(self) -> Tensor | None:
