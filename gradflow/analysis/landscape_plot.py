@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogFormatterSciNotation, MaxNLocator
 
+from gradflow.analysis.axes import axes_or_new, with_legend
 from gradflow.errors import InvalidInputError, InvalidTypeError
 
 #: Decades below the largest loss that a logarithmic scale shows at most.
@@ -46,7 +47,7 @@ def contour(
         Default: those of a new figure.
     """
     _check(plane, "loss", ("y", "x"), "plane")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     L = np.ma.masked_invalid(plane.loss.values)
     if not L.count():
         raise InvalidInputError("Expected a plane with finite losses, got none. Take a smaller one.")
@@ -120,7 +121,7 @@ def curve(lines: xr.Dataset | Mapping[str, xr.Dataset], ax: Axes | None = None) 
         Of ``gradflow.landscape.line``; several by the name that the legend gives them.
     ax : matplotlib.axes.Axes, optional
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     named = {"loss": lines} if isinstance(lines, xr.Dataset) else _named(lines)
     if not named:
         raise InvalidInputError("Expected at least one line, got none.")
@@ -135,7 +136,7 @@ def curve(lines: xr.Dataset | Mapping[str, xr.Dataset], ax: Axes | None = None) 
     names = {_name_of(each, "x") for each in named.values()}
     drawn = np.concatenate([np.asarray(each.get_ydata(), float) for each in ax.lines])
     ax.set(xlabel=names.pop() if len(names) == 1 else "x", ylabel="loss", yscale=_scale(drawn, 100))
-    return _legend(ax) if len(ax.lines) > 1 else ax
+    return with_legend(ax) if len(ax.lines) > 1 else ax
 
 
 def lr_curve(found: xr.Dataset, ax: Axes | None = None) -> Axes:
@@ -149,7 +150,7 @@ def lr_curve(found: xr.Dataset, ax: Axes | None = None) -> Axes:
     ax : matplotlib.axes.Axes, optional
     """
     _check(found, "smoothed_loss", ("lr",), "range test")
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     if found.attrs.get("smoothing", 0) > 0:
         ax.plot(found.lr, _finite(found.loss.values), color="0.7", linewidth=0.8, label="loss")
         ax.plot(
@@ -169,7 +170,7 @@ def lr_curve(found: xr.Dataset, ax: Axes | None = None) -> Axes:
         value = float(found[name])
         if np.isfinite(value):
             ax.axvline(value, color=f"C{i + 1}", linestyle="--", linewidth=1, label=f"{said}: {value:.3g}")
-    return _legend(ax)
+    return with_legend(ax)
 
 
 def _levels(L: np.ma.MaskedArray[Any, Any]) -> tuple[np.ndarray, dict[str, Any]]:
@@ -223,17 +224,7 @@ def _named(given: xr.Dataset | Mapping[str, xr.Dataset] | None) -> Mapping[str, 
     return {"trajectory": given} if isinstance(given, xr.Dataset) else given
 
 
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
 def _scale(drawn: np.ndarray, ratio: float) -> str:
     """Logarithmic if all that is drawn is positive and spans a ratio."""
     drawn = drawn[np.isfinite(drawn)]
     return "log" if len(drawn) and drawn.min() > 0 and drawn.max() >= ratio * drawn.min() else "linear"
-
-
-def _legend(ax: Axes) -> Axes:
-    ax.legend(frameon=False, fontsize="small")
-    ax.spines[["top", "right"]].set_visible(False)
-    return ax

@@ -11,6 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gradflow.analysis.axes import axes_or_new, with_legend
 from gradflow.analysis.combine import RECORD, separate
 from gradflow.analysis.compare import compare, governing_sharpness, label
 from gradflow.analysis.landscape_plot import contour, curve, lr_curve, surface
@@ -35,11 +36,11 @@ def train_loss(runs: Runs, ax: Axes | None = None) -> Axes:
     ax : matplotlib.axes.Axes, optional
         Default: those of a new figure.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for name, run in _named(runs).items():
         _line(ax, run.train_loss, name)
     ax.set(xlabel="time t", ylabel="training loss", yscale=_scale(ax))
-    return _legend(ax)
+    return with_legend(ax)
 
 
 def accuracy(runs: Runs, ax: Axes | None = None) -> Axes:
@@ -51,13 +52,13 @@ def accuracy(runs: Runs, ax: Axes | None = None) -> Axes:
         As of :func:`train_loss`.
     ax : matplotlib.axes.Axes, optional
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for name, run in _named(runs).items():
         line = _line(ax, 100 * run.train_accuracy, name)
         if np.isfinite(run.test_accuracy).any():
             _line(ax, 100 * run.test_accuracy, f"{name}, test", color=line.get_color(), linestyle="--")
     ax.set(xlabel="time t", ylabel="accuracy (%)", ylim=(None, 102))
-    return _legend(ax)
+    return with_legend(ax)
 
 
 def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
@@ -71,7 +72,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
         As of :func:`train_loss`. Where no eigenvalues were recorded, those that the steps were sized with.
     ax : matplotlib.axes.Axes, optional
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     thresholds: dict[float, tuple[str, Any]] = {}
     for name, run in _named(runs).items():
         line = _line(ax, governing_sharpness(run), name)
@@ -83,7 +84,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     effective = ["effective_eigenvalue" in run for run in _named(runs).values()]
     what = "sharpness λ₁, effective where preconditioned" if any(effective) else "sharpness λ₁"
     ax.set(xlabel="time t", ylabel="effective sharpness λ₁" if all(effective) else what)
-    return _legend(_from_zero(ax))
+    return with_legend(_from_zero(ax))
 
 
 def distance(a: xr.Dataset, b: xr.Dataset, ax: Axes | None = None, *, interp: bool = False) -> Axes:
@@ -97,7 +98,7 @@ def distance(a: xr.Dataset, b: xr.Dataset, ax: Axes | None = None, *, interp: bo
     interp : bool
         As of :func:`gradflow.compare`.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     difference = compare(a, b, interp=interp)
     _line(ax, 100 * difference.relative_distance, f"{difference.attrs['a']} − {difference.attrs['b']}")
     crossing = float(difference.crossing_time_a)
@@ -106,7 +107,7 @@ def distance(a: xr.Dataset, b: xr.Dataset, ax: Axes | None = None, *, interp: bo
         ax.axvline(crossing, color="0.4", linestyle=":", linewidth=1, label=said)
     ax.set(xlabel="time t", ylabel="distance / path length (%)")
     ax.set_ylim(bottom=0)
-    return _legend(ax)
+    return with_legend(ax)
 
 
 def spectrum(runs: Runs, ax: Axes | None = None) -> Axes:
@@ -118,7 +119,7 @@ def spectrum(runs: Runs, ax: Axes | None = None) -> Axes:
         As of :func:`train_loss`; recorded with ``n_eigs``.
     ax : matplotlib.axes.Axes, optional
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for name, run in _named(runs).items():
         if "eigenvalue" not in run:
             raise InvalidInputError(f"{name} has no eigenvalues: record it with n_eigs ≥ 1.")
@@ -128,7 +129,7 @@ def spectrum(runs: Runs, ax: Axes | None = None) -> Axes:
             pale = 1 - 0.75 * i / n
             _line(ax, run.eigenvalue[:, i], None, color=first.get_color(), alpha=pale, linewidth=0.9)
     ax.set(xlabel="time t", ylabel="Hessian eigenvalues")
-    return _legend(_from_zero(ax))
+    return with_legend(_from_zero(ax))
 
 
 def step_size(runs: Runs, ax: Axes | None = None) -> Axes:
@@ -140,11 +141,11 @@ def step_size(runs: Runs, ax: Axes | None = None) -> Axes:
         As of :func:`train_loss`.
     ax : matplotlib.axes.Axes, optional
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for name, run in _named(runs).items():
         _line(ax, run.step_size, name)
     ax.set(xlabel="time t", ylabel="step size h", yscale=_scale(ax))
-    return _legend(ax)
+    return with_legend(ax)
 
 
 def cost(runs: Runs, ax: Axes | None = None) -> Axes:
@@ -156,11 +157,11 @@ def cost(runs: Runs, ax: Axes | None = None) -> Axes:
         As of :func:`train_loss`.
     ax : matplotlib.axes.Axes, optional
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     for name, run in _named(runs).items():
         _line(ax, run.n_gradients + run.n_hvps, name)
     ax.set(xlabel="time t", ylabel="gradients + H·v", yscale=_scale(ax))
-    return _legend(ax)
+    return with_legend(ax)
 
 
 #: What :func:`figure` can draw, by name.
@@ -258,10 +259,6 @@ def _subscript(n: int) -> str:
     return str(n).translate(str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"))
 
 
-def _axes(ax: Axes | None) -> Axes:
-    return plt.subplots(layout="constrained")[1] if ax is None else ax
-
-
 def _named(runs: Runs) -> Mapping[str, xr.Dataset]:
     if not isinstance(runs, xr.Dataset | Mapping):
         raise InvalidTypeError(
@@ -287,10 +284,4 @@ def _scale(ax: Axes) -> str:
 def _from_zero(ax: Axes) -> Axes:
     if all((np.asarray(line.get_ydata(), float) >= 0).all() for line in ax.lines):
         ax.set_ylim(bottom=0)
-    return ax
-
-
-def _legend(ax: Axes) -> Axes:
-    ax.legend(frameon=False, fontsize="small")
-    ax.spines[["top", "right"]].set_visible(False)
     return ax

@@ -19,21 +19,8 @@ SMALL = 1000
 #: Records of a flow by default.
 N_RECORDS = 200
 
-Loss = LossFunction | Callable[[Tensor], Tensor]
 #: A cadence as a user gives it: a time, steps, or times one by one.
 Every = float | steps | Sequence[float]
-
-
-def as_loss(loss: object) -> LossFunction:
-    """Take a loss, or make one of a callable."""
-    if isinstance(loss, LossFunction):
-        return loss
-    if isinstance(loss, torch.nn.Module) or not callable(loss):
-        raise InvalidTypeError(
-            f"Expected loss as a gradflow.LossFunction or a callable θ -> scalar, got {type(loss).__name__}. "
-            "LossFunction(dataset, criterion, net) makes one of a network."
-        )
-    return LossFunction.from_callable(loss)
 
 
 def initial_theta(loss: LossFunction, params: Tensor | None) -> Tensor:

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradflow.api.arguments import Loss, as_loss, initial_theta, make_method
+from gradflow.api.arguments import initial_theta, make_method
 from gradflow.driver import NumericalFailure, Stepper, StepReport
 from gradflow.errors import IntegrationError
 from gradflow.integrators import Flow, Integrator
-from gradflow.loss import LossFunction
+from gradflow.loss import Loss, LossFunction, as_loss
 
 
 class Solver:

@@ -18,10 +18,8 @@ from torch import Tensor
 from gradflow.api.arguments import (
     SMALL,
     Every,
-    Loss,
     abridged,
     as_grid,
-    as_loss,
     check_measurements,
     initial_theta,
     make_cadences,
@@ -42,7 +40,7 @@ from gradflow.checks import check_number
 from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
 from gradflow.integrators import Flow, Integrator
-from gradflow.loss import LossFunction
+from gradflow.loss import Loss, LossFunction, as_loss
 from gradflow.observe import Observers, RandomProjection
 from gradflow.plain import from_plain
 from gradflow.record import FileRecord, MemoryRecord, check_attributes, check_output, provenance

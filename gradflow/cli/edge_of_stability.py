@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from gradflow.cli.options import flag
 from gradflow.driver import steps
 from gradflow.integrators import METHODS
 
@@ -50,9 +51,8 @@ _TYPES: Mapping[str, Any] = {
 def flags() -> Iterator[click.Option]:
     """Make the options."""
     for name, said in _HELP.items():
-        ours = (SAME | COUNTED)[name].replace("_", "-")
-        text = f"[gd.py, flow.py] {said} As --{ours}."
-        yield click.Option([f"--{name.replace('_', '-')}"], type=_TYPES.get(name, int), help=text)
+        text = f"[gd.py, flow.py] {said} As {flag((SAME | COUNTED)[name])}."
+        yield click.Option([flag(name)], type=_TYPES.get(name, int), help=text)
     refused: dict[str, Any] = {"hidden": True, "expose_value": False, "callback": _not_needed}
     yield click.Option(["--save-freq"], type=int, help="Isn't needed.", **refused)
 
@@ -88,7 +88,7 @@ def translate(chosen: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in theirs.items():
         target = (SAME | COUNTED)[name]
         if ours[target] not in {None, 0}:
-            raise click.UsageError(f"--{_dashed(name)} and --{_dashed(target)} say the same; give one.")
+            raise click.UsageError(f"{flag(name)} and {flag(target)} say the same; give one.")
         if name in SAME:
             ours[target] = value
     for name in COUNTED:
@@ -107,9 +107,5 @@ def _cadence(name: str, n: int, ours: Mapping[str, Any]) -> Any:
         return steps(n)
     tick = ours["save_every"]
     if not isinstance(tick, float):
-        raise click.UsageError(f"--{_dashed(name)} counts ticks of a flow: give --tick, the time of one.")
+        raise click.UsageError(f"{flag(name)} counts ticks of a flow: give --tick, the time of one.")
     return n * tick
-
-
-def _dashed(name: str) -> str:
-    return name.replace("_", "-")

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradflow.driver.progress import Bar
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss import LossFunction
 
-Loss = LossFunction | Callable[[Tensor], Tensor]
 #: Parameters along a path: a recorded run, a tensor of shape (n, P), or n flat tensors.
 Trajectory = xr.Dataset | Tensor | Sequence[Tensor]
-
-
-def as_loss(loss: object) -> LossFunction:
-    """Take a loss, or make one of a callable."""
-    if isinstance(loss, LossFunction):
-        return loss
-    if isinstance(loss, nn.Module) or not callable(loss):
-        raise InvalidTypeError(
-            f"Expected loss as a gradflow.LossFunction or a callable θ -> scalar, got {type(loss).__name__}. "
-            "LossFunction(dataset, criterion, net) makes one of a network."
-        )
-    return LossFunction.from_callable(loss)
 
 
 def as_theta(loss: LossFunction, theta: Tensor | None) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import NonFiniteLossError
-from gradflow.landscape.arguments import Loss, as_loss, as_theta
-from gradflow.loss import Linearization
+from gradflow.landscape.arguments import as_theta
+from gradflow.loss import Linearization, Loss, as_loss
 from gradflow.spectrum import SpectrumService
 
 #: Parameters up to which the whole spectrum is computed, from the dense Hessian.

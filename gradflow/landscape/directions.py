@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
-from gradflow.landscape.arguments import Loss, Trajectory, as_loss, as_theta, as_trajectory, final_theta
+from gradflow.landscape.arguments import Trajectory, as_theta, as_trajectory, final_theta
+from gradflow.loss import Loss, as_loss
 from gradflow.loss.empirical import EmpiricalRisk
 from gradflow.spectrum import SpectrumService
 

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, NonFiniteLossError
-from gradflow.landscape.arguments import Loss, as_loss, as_theta, progress_bar
+from gradflow.landscape.arguments import as_theta, progress_bar
 from gradflow.landscape.batches import as_batches
 from gradflow.landscape.rates import Method, make_optimizer, steps_at
-from gradflow.loss import LossFunction
+from gradflow.loss import Loss, LossFunction, as_loss
 from gradflow.spectrum import SpectrumService
 
 

@@ -14,17 +14,15 @@ from torch import Tensor
 
 from gradflow.errors import InvalidInputError
 from gradflow.landscape.arguments import (
-    Loss,
     Trajectory,
     as_grid,
-    as_loss,
     as_theta,
     as_trajectory,
     progress_bar,
 )
 from gradflow.landscape.batches import as_batches
 from gradflow.landscape.directions import Direction, check_direction
-from gradflow.loss import LossFunction
+from gradflow.loss import Loss, LossFunction, as_loss
 
 
 def line(

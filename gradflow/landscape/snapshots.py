@@ -14,10 +14,10 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import IntegrationWarning, InvalidInputError, InvalidTypeError
-from gradflow.landscape.arguments import Loss, as_loss, as_theta, progress_bar
+from gradflow.landscape.arguments import as_theta, progress_bar
 from gradflow.landscape.batches import as_batches
 from gradflow.landscape.rates import Method, make_optimizer, steps_at
-from gradflow.loss import LossFunction
+from gradflow.loss import Loss, LossFunction, as_loss
 
 Scheduler = Callable[[torch.optim.Optimizer], Any]
 

@@ -1,7 +1,7 @@
 """The loss oracle: value, gradient and Hessian–vector products of a loss over a whole data set."""
 
 from gradflow.loss.criteria import HalfSquaredError
-from gradflow.loss.function import LossFunction
+from gradflow.loss.function import Loss, LossFunction, as_loss
 from gradflow.loss.linearization import Linearization
 
-__all__ = ["HalfSquaredError", "Linearization", "LossFunction"]
+__all__ = ["HalfSquaredError", "Linearization", "Loss", "LossFunction", "as_loss"]

@@ -341,3 +341,19 @@ class LossFunction:
                 f"Expected flat θ of shape ({'P' if P is None else P},), got {tuple(theta.shape)}. "
                 "loss.parameters() gives the net's weights in that form."
             )
+
+
+#: A loss as a caller may give it.
+Loss = LossFunction | Callable[[Tensor], Tensor]
+
+
+def as_loss(loss: object) -> LossFunction:
+    """Take a loss, or make one of a callable."""
+    if isinstance(loss, LossFunction):
+        return loss
+    if isinstance(loss, nn.Module) or not callable(loss):
+        raise InvalidTypeError(
+            f"Expected loss as a gradflow.LossFunction or a callable θ -> scalar, got {type(loss).__name__}. "
+            "LossFunction(dataset, criterion, net) makes one of a network."
+        )
+    return LossFunction.from_callable(loss)
