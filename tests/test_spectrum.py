@@ -1,5 +1,6 @@
 """The eigensolvers against dense eigh, on spectra that are hard, and the service around them."""
 
+import numpy as np
 import pytest
 import torch
 import zoo
@@ -144,6 +145,58 @@ def test_warm_start_along_a_path_of_crossing_eigenvalues():
         warm += pairs.n_hvp
         cold += SpectrumService().top(3, M, tol=1e-4).n_hvp
     assert warm < 0.7 * cold
+
+
+@pytest.mark.parametrize("angle", [0.03, 0.15, 0.4])
+@pytest.mark.parametrize("multiplicity", [1, 2, 3, 10])
+def test_eigenvalues_of_any_multiplicity_are_followed_as_their_vectors_turn(multiplicity, angle):
+    """From good start vectors and from poor ones: no copy of an eigenvalue is taken for the next."""
+    n, k = 300, 6
+    values = torch.linspace(0, 1, n, dtype=torch.float64)
+    values[: 4 * multiplicity] = (
+        torch.tensor([100.0, 50.0, 30.0, 20.0]).double().repeat_interleave(multiplicity)
+    )
+    expected = values.sort(descending=True).values[:k]
+    g = torch.Generator().manual_seed(0)
+    turned = torch.eye(n, dtype=torch.float64)
+    service = SpectrumService()
+    for _ in range(12):
+        for j in range(4 * multiplicity):  # each turns towards some vector of the bulk
+            i = int(torch.randint(100, n, (1,), generator=g))
+            a, b = turned[:, j].clone(), turned[:, i].clone()
+            turned[:, j] = np.cos(angle) * a + np.sin(angle) * b
+            turned[:, i] = np.cos(angle) * b - np.sin(angle) * a
+        A = (turned * values) @ turned.T
+        pairs = service.top(k, (A + A.T) / 2)
+        assert pairs.converged.all()
+        assert torch.allclose(pairs.values, expected, atol=0.02 * 100)
+    cold = sum(SpectrumService(seed=s).top(k, A).n_hvp for s in range(3)) / 3
+    assert service.n_hvps / 12 < cold
+
+
+def test_a_smooth_path_costs_a_product_for_each_pair_and_two_that_look_further():
+    """The start vectors, extrapolated and a step of the power method better, need no correction."""
+    n = 400
+    values = torch.cat([spectrum("outliers")[:6], torch.linspace(0, 3, n - 6, dtype=torch.float64)])
+    K = torch.randn(n, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64) / n**0.5
+    service = SpectrumService()
+    for t in range(12):
+        turned = torch.linalg.matrix_exp(0.01 * t * (K - K.T))
+        A = (turned * values) @ turned.T
+        pairs = service.top(6, (A + A.T) / 2)
+        assert pairs.converged.all()
+        assert t < 2 or pairs.n_hvp == 6 + 2
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, 0.0])
+def test_start_vectors_that_are_no_directions_are_left_out(bad):
+    A = matrix(spectrum("outliers"))
+    start = torch.linalg.eigh(A).eigenvectors[:, -4:].flip(1)
+    start[:, 1] = bad
+    for vectors in (start, torch.full_like(start, bad), start[:, :1]):
+        pairs = SpectrumService(A).top(3, start=vectors)
+        assert pairs.converged.all()
+        assert torch.allclose(pairs.values, torch.tensor([100.0, 50.0, 30.0]).double(), atol=0.1)
 
 
 def test_results_do_not_depend_on_the_global_generator():

@@ -129,13 +129,12 @@ class KrylovSpace:
 
     def multiply(self, i: int) -> None:
         """Multiply candidate i by H."""
-        image = self._operator @ self._Q[i]
-        if not bool(torch.isfinite(image).all()):
-            raise StepUnderflow(_NOT_FINITE)
         self.n_hvp += 1
         self._B.remove(i)
         self._A.append(i)
-        self._T[:, i] = self.coordinates(image)
+        self._T[:, i] = self.coordinates(self._operator @ self._Q[i])
+        if not np.isfinite(self._T[:, i]).all():
+            raise StepUnderflow(_NOT_FINITE)
         self._ritz = None
 
     def coordinates(self, vector: Tensor) -> np.ndarray:
@@ -214,7 +213,9 @@ class KrylovSpace:
         scale = float(np.abs(self._eigh()[0]).max(initial=0.0))
         residuals = np.linalg.norm(self._T[np.ix_(self._B, self._A)] @ Y, axis=0)
         residuals = torch.from_numpy(residuals / scale if scale > 0 else residuals)
-        vectors = (torch.from_numpy(Y.T.copy()).to(self._Q) @ self._Q[self._A]).T
+        z = np.zeros((len(θ), self._n))
+        z[:, self._A] = Y.T
+        vectors = (torch.from_numpy(z).to(self._Q) @ self._Q[: self._n]).T
         return Eigenpairs(torch.from_numpy(θ.copy()), vectors, residuals, 0, residuals <= _RITZ_TOL, scale)
 
     def _eigh(self) -> tuple[np.ndarray, np.ndarray]:

@@ -11,10 +11,14 @@ from gradflow.spectrum.task import Solution, Task
 
 #: Ritz vectors beyond those asked for that are carried from solve to solve, as guards.
 GUARDS = 1
-#: Part of a random unit vector that is mixed into a guard before it is multiplied.
+#: Part of a random unit vector that is mixed into the guard before it is multiplied.
 MIXED = 0.3
 #: Krylov steps on the guard, which go on while its Ritz value rises by more than 5 % of the last one asked for.
 PROBES, MOST_PROBES, RISING = 1, 6, 0.05
+#: Start vectors are poor if more than this part of the image of their sum lies outside their span.
+POOR = 0.05
+#: Part of a unit vector in the span of poor start vectors that the search space must leave out for it to be added.
+LEFT_OUT = 0.4
 
 
 def block_krylov(task: Task) -> Solution:
@@ -25,45 +29,66 @@ def block_krylov(task: Task) -> Solution:
     When V is full (4k + 20 vectors), the better half of its Ritz vectors is kept (thick restart, Wu & Simon
     2000). The Rayleigh–Ritz problem is solved in float64.
 
+    The sum of the start vectors is multiplied first. If its image shows that they span nothing that is nearly
+    invariant, the others are not worth a product each, and V grows from that sum as in the Lanczos method.
+    That finds one vector of an eigenspace, or two with the guard's: so what V has left out of the start
+    vectors' span when all has converged is searched then.
+
     A small residual says that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
     rises out of the bulk is invisible from the last basis. So the Ritz vector after those asked for is carried
     along as a guard, some of a random vector is mixed into it, and its images are searched as well.
     """
     k, P = task.k, task.P
     space = _SearchSpace(task, capacity=min(P, 4 * k + 20))
-    if task.start is None:
-        space.grow(task.random(min(P, k + 2)))
-    else:
-        start = task.start[:, : k + GUARDS].clone()
-        guards = start[:, k:]
-        noise = task.random(guards.shape[1])
-        guards += MIXED * noise / torch.linalg.vector_norm(noise, dim=0)
-        space.grow(start)
-    while len(space) < k and space.grow(task.random(k - len(space))):
+    put_off = _begin(space, task)
+    while len(space) < k and (space.grow(space.newest_image()) or space.grow(task.random(1))):
         pass
 
     probes, guard, first = 0, -torch.inf, 0
     while True:
         ritz, rotation = space.ritz()
+        if agree(not space.is_finite or space.n_hvp >= task.max_hvps):
+            pairs, full = space.extract()
+            break
+        # Pairs are looked at from the largest on; what has converged is looked at again in the end.
+        first, block = space.unconverged(ritz, rotation, first)
         before, guard = guard, float(ritz[k]) if len(ritz) > k else -torch.inf
         rising = guard - before > RISING * abs(float(ritz[k - 1])) and probes < MOST_PROBES
-        probing = (probes < PROBES or rising) and len(space) < P
-        # Pairs are looked at from the largest on; what has converged is looked at again in the end.
-        first, defect = space.unconverged(ritz, rotation, first)
-        if agree(not space.is_finite or space.n_hvp >= task.max_hvps or (defect is None and not probing)):
-            pairs, full = space.extract()
-            if not space.is_finite or space.n_hvp >= task.max_hvps or bool(pairs.converged.all()):
-                break
-            first, defect = space.unconverged(ritz, rotation, 0)
-        block = task.empty() if defect is None else defect[:, None]
-        if probing:
+        if (probes < PROBES or rising) and len(space) < P:
             block = torch.cat([block, space.image(rotation[:, k : k + GUARDS])], 1)
             probes += 1
+        elif agree(not block.shape[1]):
+            block, put_off = space.outside(put_off), task.empty()
+        if agree(not block.shape[1]):
+            pairs, full = space.extract()
+            if bool(pairs.converged.all()):
+                break
+            first, block = space.unconverged(ritz, rotation, 0)
         space.make_room(block.shape[1], ritz, rotation, keep=k + GUARDS)
         if not space.grow(block) and not space.grow(task.random(1)):
             pairs, full = space.extract()
             break
-    return Solution(pairs, space.vectors(full[:, : k + GUARDS]))
+    return Solution(pairs, space.improved(full[:, : k + GUARDS]))
+
+
+def _begin(space: _SearchSpace, task: Task) -> Tensor:
+    """Begin with the start vectors as far as they are good; give those that aren't, shape (P, m)."""
+    k = task.k
+    start = task.empty() if task.start is None else task.start
+    X, guard = orthonormalize(start[:, :k]), start[:, k : k + GUARDS]
+    if not space.grow(X.sum(1, keepdim=True)):
+        space.grow(task.random(min(task.P, k + 2)))
+        return task.empty()
+    image = space.newest_image()
+    leaves = torch.linalg.vector_norm(image - X @ (X.T @ image))
+    noise = task.random(max(1, guard.shape[1]))
+    noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
+    guard = guard + noise if guard.shape[1] else noise
+    if agree(bool(leaves <= POOR * torch.linalg.vector_norm(image))):
+        space.grow(torch.cat([X, guard], 1))
+        return task.empty()
+    space.grow(torch.cat([guard, image], 1))
+    return X
 
 
 class _SearchSpace:
@@ -137,8 +162,11 @@ class _SearchSpace:
         ritz, rotation = torch.linalg.eigh(self._T)
         return ritz.flip(0), rotation.flip(1)
 
-    def unconverged(self, ritz: Tensor, rotation: Tensor, first: int) -> tuple[int, Tensor | None]:
-        """Give the first pair from `first` on that has not converged, and its H x − λ x, shape (P,)."""
+    def unconverged(self, ritz: Tensor, rotation: Tensor, first: int) -> tuple[int, Tensor]:
+        """Give the first pair from `first` on that has not converged, and its H x − λ x, shape (P, 1).
+
+        If all have, k and no column.
+        """
         V, HV = self._V[: self._n], self._HV[: self._n]
         scale = max(self._scale, float(ritz.abs().max()))
         for j in range(first, self._task.k):
@@ -146,18 +174,34 @@ class _SearchSpace:
             defect = y @ HV - float(ritz[j]) * (y @ V)
             size = float(torch.linalg.vector_norm(defect, dtype=torch.float64))
             if not size <= self._task.tol * (scale if scale > 0 else 1.0):
-                return j, defect
-        return self._task.k, None
+                return j, defect[:, None]
+        return self._task.k, self._task.empty()
+
+    def outside(self, X: Tensor) -> Tensor:
+        """Give the directions in the span of orthonormal X that V leaves out, shape (P, m)."""
+        V = self._V[: self._n].T
+        directions, parts, _ = torch.linalg.svd(X - V @ (V.T @ X), full_matrices=False)
+        return directions[:, parts > LEFT_OUT]
 
     def extract(self) -> tuple[Eigenpairs, Tensor]:
         """Give the top pairs with their residuals, and all Ritz vectors, as :func:`rayleigh_ritz` does."""
         V, HV = self._V[: self._n].T, self._HV[: self._n].T
         return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self._scale)
 
-    def vectors(self, rotation: Tensor) -> Tensor:
-        """Give V times columns."""
-        return self._V[: self._n].T @ rotation.to(self._V)
+    def improved(self, rotation: Tensor) -> Tensor:
+        """Give Ritz vectors x after a step of the power method, H x/λ, which costs nothing here.
+
+        Those whose residual ‖H x − λ x‖ is not below λ stay as they are.
+        """
+        X, HX = self._V[: self._n].T @ rotation.to(self._V), self.image(rotation)
+        λ = (X * HX).sum(0)
+        converging = λ > torch.linalg.vector_norm(HX - λ * X, dim=0)
+        return torch.where(converging, HX / torch.where(converging, λ, 1.0), X)
 
     def image(self, rotation: Tensor) -> Tensor:
         """Give H V times columns."""
         return self._HV[: self._n].T @ rotation.to(self._V)
+
+    def newest_image(self) -> Tensor:
+        """Give H times the last vector of V, shape (P, 1)."""
+        return self._HV[self._n - 1 : self._n].T
