@@ -79,6 +79,15 @@ LARGE = {
     "dopri8": tolerances(1e-4),
     "adaptive_heun": tolerances(1e-4),
 }
+LONG = {
+    "rk4": [{}],
+    "exprb32": tolerances(1e-3, 1e-4),
+    "exprb43": tolerances(1e-3, 1e-4),
+    "rkc": tolerances(1e-3, 1e-4),
+    "dopri5": tolerances(1e-4),
+    "adaptive_heun": tolerances(1e-4),
+    "stable-solvers AdaptiveGradientDescent": [{"lr": 1e9}],
+}
 UNCAPPED = {"dopri5": [*LARGE["dopri5"], *tolerances(1e-2, cap=False)]}
 FIRST_ORDER = {"expeuler": [{}], "adaptive-gd": [{"lr": 1e9}]}
 PEERS = {
@@ -107,6 +116,7 @@ PROBLEMS = {
     "cifar fc-tanh mse short": Problem(
         images(lambda: fc_tanh(100), 500, "mse"), 8.0, "dopri8", LARGE | UNCAPPED | FIRST_ORDER | PEERS
     ),
+    "cifar fc-tanh mse long": Problem(images(lambda: fc_tanh(100), 500, "mse"), 100.0, "dopri8", LONG),
     "cifar fc-tanh ce": Problem(images(lambda: fc_tanh(100), 500, "ce"), 20.0, "dopri8", LARGE),
     "cifar cnn-tanh mse": Problem(images(cnn_tanh, 100, "mse"), 10.0, "dopri8", LARGE),
     "cifar cnn-tanh ce": Problem(images(cnn_tanh, 100, "ce"), 10.0, "dopri8", LARGE),
