@@ -13,6 +13,7 @@ import gradflow
 from gradflow import LossFunction, problems, steps
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
+from gradflow.integrators.flow import all_finite
 
 IDS = [m.name for m in METHODS]
 
@@ -157,6 +158,24 @@ def test_steps_are_fitted_to_a_target():
     assert underflows(1e-17, 1.0)
     assert not underflows(1e-9, 1.0)
     assert not underflows(1e-300, 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("entries", "finite"),
+    [
+        ([1.0, -2.0], True),
+        ([], True),
+        ([math.inf, -math.inf], False),
+        ([0.0, math.nan], False),
+        ([-math.inf], False),
+        (["largest", "largest"], True),  # their sum is not
+    ],
+)
+def test_what_is_finite(entries, finite, dtype):
+    largest = torch.finfo(dtype).max
+    values = [largest if entry == "largest" else entry for entry in entries]
+    assert all_finite(torch.tensor(values, dtype=dtype)) is finite
 
 
 # ---------------------------------------------------------------------- observing

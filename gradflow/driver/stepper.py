@@ -15,7 +15,7 @@ from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.status import NumericalFailure, Status
 from gradflow.errors import NonFiniteLossError
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
-from gradflow.integrators.flow import Flow, Point
+from gradflow.integrators.flow import Flow, Point, all_finite
 from gradflow.integrators.step_rules import FixedStep, NoUsableSharpness, Proposal
 
 _MAX_REJECTIONS = 3
@@ -147,7 +147,7 @@ class Stepper:
                 break
             self.n_rejected += 1
             self._state = self.integrator.refused(h, self._state)
-        if not (new.is_finite if self._looks_ahead else bool(torch.isfinite(new.theta).all())):
+        if not (new.is_finite if self._looks_ahead else all_finite(new.theta)):
             raise NumericalFailure(
                 Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to {self._said(new)}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -146,8 +147,7 @@ class Point:
     @cached_property
     def is_finite(self) -> bool:
         """Whether loss and gradient are."""
-        value, gradient = self._value_and_gradient
-        return bool(torch.isfinite(value)) and bool(torch.isfinite(gradient).all())
+        return math.isfinite(self.loss) and all_finite(self.gradient)
 
     @property
     def known_value(self) -> tuple[Tensor, Tensor] | None:
@@ -170,3 +170,8 @@ class Point:
         self.flow.cost.n_hvps += pairs.n_hvp
         self._pairs = (tol, pairs)
         return pairs
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is infinite or NaN. A finite sum says so in one pass; another one may have overflowed."""
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())

@@ -19,12 +19,14 @@ PROBES, MOST_PROBES, RISING = 1, 6, 0.05
 POOR = 0.05
 #: Part of a unit vector in the span of poor start vectors that the search space must leave out for it to be added.
 LEFT_OUT = 0.4
+#: Krylov steps from a random vector that end a cold solve.
+SEARCH = 8
 
 
 def block_krylov(task: Task) -> Solution:
     """Compute the algebraically largest k eigenpairs of a symmetric operator.
 
-    The search space V starts as the given vectors (cold: k + 2 random ones), and grows by the residual
+    The search space V starts as the given vectors (cold: a random one), and grows by the residual
     H x − λ x of the largest Ritz pair that has not converged, one product at a time; each product is kept.
     When V is full (4k + 20 vectors), the better half of its Ritz vectors is kept (thick restart, Wu & Simon
     2000). The Rayleigh–Ritz problem is solved in float64.
@@ -36,11 +38,13 @@ def block_krylov(task: Task) -> Solution:
 
     A small residual says that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
     rises out of the bulk is invisible from the last basis. So the Ritz vector after those asked for is carried
-    along as a guard, some of a random vector is mixed into it, and its images are searched as well.
+    along as a guard, some of a random vector is mixed into it, and its images are searched as well. A cold solve
+    ends with a few Krylov steps from another random vector, until those raise none of the k Ritz values: what
+    they find is mostly further vectors of an eigenspace, of which the first vector has one component.
     """
     k, P = task.k, task.P
     space = _SearchSpace(task, capacity=min(P, 4 * k + 20))
-    put_off = _begin(space, task)
+    cold, put_off = _begin(space, task)
     while len(space) < k and (space.grow(space.newest_image()) or space.grow(task.random(1))):
         pass
 
@@ -60,9 +64,13 @@ def block_krylov(task: Task) -> Solution:
         elif agree(not block.shape[1]):
             block, put_off = space.outside(put_off), task.empty()
         if agree(not block.shape[1]):
+            if cold and _finds_more(space, task, ritz, rotation):
+                first = 0
+                continue
             pairs, full = space.extract()
             if bool(pairs.converged.all()):
                 break
+            ritz, rotation = space.ritz()
             first, block = space.unconverged(ritz, rotation, 0)
         space.make_room(block.shape[1], ritz, rotation, keep=k + GUARDS)
         if not space.grow(block) and not space.grow(task.random(1)):
@@ -71,14 +79,14 @@ def block_krylov(task: Task) -> Solution:
     return Solution(pairs, space.improved(full[:, : k + GUARDS]))
 
 
-def _begin(space: _SearchSpace, task: Task) -> Tensor:
-    """Begin with the start vectors as far as they are good; give those that aren't, shape (P, m)."""
+def _begin(space: _SearchSpace, task: Task) -> tuple[bool, Tensor]:
+    """Begin with the start vectors if they are good; give whether there are none, and those put off, (P, m)."""
     k = task.k
     start = task.empty() if task.start is None else task.start
     X, guard = orthonormalize(start[:, :k]), start[:, k : k + GUARDS]
     if not space.grow(X.sum(1, keepdim=True)):
-        space.grow(task.random(min(task.P, k + 2)))
-        return task.empty()
+        space.grow(task.random(1))
+        return True, task.empty()
     image = space.newest_image()
     leaves = torch.linalg.vector_norm(image - X @ (X.T @ image))
     noise = task.random(max(1, guard.shape[1]))
@@ -86,9 +94,21 @@ def _begin(space: _SearchSpace, task: Task) -> Tensor:
     guard = guard + noise if guard.shape[1] else noise
     if agree(bool(leaves <= POOR * torch.linalg.vector_norm(image))):
         space.grow(torch.cat([X, guard], 1))
-        return task.empty()
+        return False, task.empty()
     space.grow(torch.cat([guard, image], 1))
-    return X
+    return False, X
+
+
+def _finds_more(space: _SearchSpace, task: Task, ritz: Tensor, rotation: Tensor) -> bool:
+    """Search from a random vector; whether that raises one of the k largest Ritz values."""
+    space.make_room(SEARCH, ritz, rotation, keep=task.k + GUARDS)
+    vector = task.random(1)
+    for _ in range(SEARCH):
+        if not space.grow(vector):
+            break
+        vector = space.newest_image()
+    rise = space.ritz()[0][: task.k] - ritz[: task.k]
+    return agree(bool((rise > task.tol * space.scale).any()))
 
 
 class _SearchSpace:
@@ -100,7 +120,7 @@ class _SearchSpace:
         self._V = task.empty().T
         self._HV = self._V
         self._T = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
-        self._scale = 0.0
+        self.scale = 0.0
         self._n = 0
         self.n_hvp = 0
 
@@ -138,7 +158,7 @@ class _SearchSpace:
         T[-b:, -b:] = 0.5 * (rows[:, -b:] + rows[:, -b:].T)
         self._T = T
         norms = torch.linalg.vector_norm(image, dim=1, dtype=torch.float64)
-        self._scale = max(self._scale, float(norms.max()))
+        self.scale = max(self.scale, float(norms.max()))
 
     @property
     def is_finite(self) -> bool:
@@ -168,7 +188,7 @@ class _SearchSpace:
         If all have, k and no column.
         """
         V, HV = self._V[: self._n], self._HV[: self._n]
-        scale = max(self._scale, float(ritz.abs().max()))
+        scale = max(self.scale, float(ritz.abs().max()))
         for j in range(first, self._task.k):
             y = rotation[:, j].to(V)
             defect = y @ HV - float(ritz[j]) * (y @ V)
@@ -186,7 +206,7 @@ class _SearchSpace:
     def extract(self) -> tuple[Eigenpairs, Tensor]:
         """Give the top pairs with their residuals, and all Ritz vectors, as :func:`rayleigh_ritz` does."""
         V, HV = self._V[: self._n].T, self._HV[: self._n].T
-        return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self._scale)
+        return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self.scale)
 
     def improved(self, rotation: Tensor) -> Tensor:
         """Give Ritz vectors x after a step of the power method, H x/λ, which costs nothing here.

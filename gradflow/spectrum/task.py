@@ -59,7 +59,7 @@ class Solution:
     ----------
     pairs : Eigenpairs
     basis : Tensor, shape (P, m)
-        Their vectors, and the next Ritz vector where there is one.
+        Their vectors or better ones, and the next Ritz vector where there is one.
     """
 
     pairs: Eigenpairs
