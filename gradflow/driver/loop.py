@@ -24,6 +24,8 @@ from gradflow.integrators.flow import Cost, Point
 
 #: Steps after which a run without a `max_steps` of its own has failed.
 STEP_CAP = 10_000_000
+#: Times that are closer to `t_max`, relative to it, are `t_max`.
+_AT_END = 1e-12
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Ends:
     def reached(self, stepper: Stepper, elapsed: float) -> Status | None:
         """Give the end that the present state is at, if any."""
         t, n = stepper.t, stepper.n_steps
-        if self.t_max is not None and t >= self.t_max * (1 - 1e-12):
+        if self.t_max is not None and t >= self.t_max * (1 - _AT_END):
             return Status.REACHED_T_MAX
         looks = not stepper.integrator.stochastic  # whose goals are looked at with the records
         if self.loss_goal is not None and looks and stepper.point.loss <= self.loss_goal:
@@ -248,7 +250,8 @@ class _Run:
         t_max = math.inf if self.ends.t_max is None else self.ends.t_max
         if self.stepper.integrator.interpolates:
             return t_max
-        return min(t_max, self.schedule.next_time(self.stepper.t, tol))
+        t = self.schedule.next_time(self.stepper.t, tol)
+        return t if t < t_max * (1 - _AT_END) else t_max
 
     def step(self) -> Status | None:
         """Take a step, record what is due, and give the run's end if this is it."""
