@@ -220,9 +220,8 @@ class Stepper:
         pairs = proposal.pairs if result.pairs is None else result.pairs
         measured = with_eigenvectors and pairs is not None and pairs.vectors.shape[1] == len(pairs)
         values = torch.empty(0, dtype=torch.float64, device="cpu") if pairs is None else pairs.values
-        if (
-            result.pairs is not None
-        ):  # a by-product of the step, whose Ritz values may be far from eigenvalues
+        # Pairs that are a by-product of the step have Ritz values that may be far from eigenvalues.
+        if result.pairs is not None:
             values = values[: int(result.pairs.converged.long().cumprod(0).sum())]
         return StepReport(
             step=self.n_steps,

@@ -193,9 +193,8 @@ class FileRecord:
         _check_same(state["identity"], self._identity)
         self.checkpoint = state
         self._n_segments, self._n_checkpoints = state["n_segments"], number
-        for later in reversed(
-            list_segments(self.partial)
-        ):  # the last first: what is left is always a beginning
+        # The last first: what is left is always a beginning.
+        for later in reversed(list_segments(self.partial)):
             if later.first >= self._n_segments:
                 later.path.unlink()
         self._oldest = self._n_segments
