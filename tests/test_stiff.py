@@ -92,6 +92,24 @@ def test_a_krylov_space_meets_its_tolerance(k, h, tol):
     assert error <= growth * tol + 1e-12 * h
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 4])
+@pytest.mark.parametrize("h", [0.05, 2.0])
+def test_the_error_is_the_integral_of_what_leaves_the_space(k, h):
+    """In closed form, where one vector of two is multiplied: h² c φₖ₊₁(−ha) for H = [[a, c], [c, d]] and b = e₁."""
+    a, c = 4.0, 3.0
+    H = torch.tensor([[a, c], [c, 1.0]], dtype=torch.float64)
+    e1, e2 = torch.eye(2, dtype=torch.float64)
+    space = KrylovSpace(H, capacity=2)
+    b = space.coordinates(e1)
+    space.eigenvalues(1)
+    leaving = h**2 * c * float(mpmath.hyp1f1(1, k + 2, -h * a) / mpmath.factorial(k + 1))
+    assert space.resolve([Term(k, h, b)], math.inf) == pytest.approx(leaving, rel=1e-12)
+    # and (h/k!) b where b itself was not multiplied; of several terms, the largest error
+    outside = Term(k, h, space.coordinates(e1 + 10 * e2))
+    expected = leaving + 10 * h / math.factorial(k)
+    assert space.resolve([Term(k, h, b), outside], math.inf) == pytest.approx(expected, rel=1e-12)
+
+
 def test_the_reported_error_is_near_the_true_one():
     """While it falls over seven decades, it is never too small by more than 2, nor too large by more than 100."""
     H, _, _ = symmetric(np.geomspace(100, 1e-4, 150))
@@ -262,6 +280,28 @@ def test_records_do_not_shorten_steps(name, options):
     assert np.array_equal(few.params, many.params)
     assert int(few.n_hvps[-1]) == int(many.n_hvps[-1])
     assert np.all(np.diff(many.train_loss.values) < 0)
+
+
+@pytest.mark.parametrize(("name", "options"), KRYLOV)
+@pytest.mark.parametrize("basis", [4, 6])
+def test_what_the_space_leaves_out_counts_in_the_error_of_a_step(name, options, basis):
+    """The gradient is an eigenvector, the remainder D is not: a full space follows φₖ D in part alone."""
+    H, _, Q = symmetric(np.concatenate([[1.0], np.linspace(0.1, 5, 59)]))
+    start, aside = Q[:, 0], Q[:, 1:].sum(1) / math.sqrt(59)
+
+    def loss(x):
+        return 0.5 * x @ H @ x + (start @ x - 1) ** 2 * (aside @ x)
+
+    def attempt(**kwargs):
+        method = METHODS[name](**kwargs)
+        point = Flow(LossFunction.from_callable(loss), keep_graph=True).at(start.clone())
+        return method.attempt(point, method.prepare(point, None), 0.5, 1e-6)
+
+    krylov, dense = attempt(max_basis=basis, **options), attempt(dense=True)
+    assert krylov.h == dense.h == 0.5
+    missing = float((krylov.theta - dense.theta).norm())
+    assert missing > 1e-5
+    assert missing < krylov.error - dense.error < 2 * missing
 
 
 @pytest.mark.parametrize(("name", "options"), KRYLOV)
