@@ -1,0 +1,308 @@
+"""Change the numerics in one place at a time, and look whether the tests notice.
+
+    python benchmarks/mutation.py --work DIR [--fraction 0.1] [--files gradflow/spectrum …] [--minutes 60]
+
+DIR keeps a copy of the tree, which tests reach which line (``reach.json``), and a line per mutant that was tried
+(``results.jsonl``). A later call goes on where the last one ended. Needs ``pip install coverage``.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from mutants import Mutant, mutants
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("integrators", "spectrum", "loss", "driver", "observe", "record", "analysis")
+NOTES = Path(__file__).with_name("mutation_equivalent.json")
+#: Seconds of tests that a mutant is given, fastest first, and what it may take beyond three times as many.
+SECONDS, GRACE = 40.0, 20.0
+
+SLOW_TO_IMPORT = ("torch", "torchdiffeq", "scipy.integrate", "netCDF4", "xarray", "pytest")
+SURVIVED = ("survived", "not reached")
+PUBLISHED = (
+    "Each row of the second table is a change of one place in gradflow that no test noticed, with the reason why it "
+    "changes no number, or none that matters. A mutant is killed by a test that fails, an import that fails or a run "
+    f"out of time. It gets the tests that reach its line, the fastest first, up to {SECONDS:g} s of them; those marked "
+    "slow are left out. Mutants are drawn by a hash of their text: the next run draws the same."
+)
+
+
+def drawn(mutant: Mutant, fraction: float) -> bool:
+    """Whether a mutant is in the sample: by its name alone, so that a larger sample contains a smaller one."""
+    return int(hashlib.sha256(mutant.key.encode()).hexdigest()[:8], 16) < fraction * 16**8
+
+
+def copy_tree(to: Path) -> None:
+    """Copy what git knows of the tree, and what it would."""
+    shutil.rmtree(to, ignore_errors=True)
+    listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    for name in subprocess.check_output(listing, cwd=ROOT, text=True).split("\0"):
+        if name and (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, to / name)
+
+
+def in_a_child(tree: Path, log: Path, timeout: float, work: Callable[[], int]) -> int | None:
+    """Run something in a fork of this process, which has imported what is slow to import; None: out of time."""
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        os.chdir(tree)
+        sys.path.insert(0, str(tree))
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        code = 70
+        try:
+            code = work()
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.05)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def pytest_main(*arguments: str, plugins: tuple[object, ...] = ()) -> int:
+    """Run pytest here."""
+    return int(
+        import_module("pytest").main(
+            ["-q", "-p", "no:cacheprovider", "--tb=short", *arguments], list(plugins)
+        )
+    )
+
+
+class Reach:
+    """Pytest plugin: which test reaches which line, and how long each takes."""
+
+    def __init__(self, out: Path) -> None:
+        self.out, self.seconds, self.failed = out, defaultdict(float), []
+        self.coverage = import_module("coverage").Coverage(data_file=None, include=["gradflow/*"])
+        self.coverage.start()
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        """Book what runs from here on to this test."""
+        self.coverage.switch_context(nodeid)
+
+    def pytest_runtest_logreport(self, report: object) -> None:
+        """Add up set-up, call and teardown."""
+        self.seconds[report.nodeid] += report.duration
+        if report.failed:
+            self.failed.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        """Write what was found."""
+        self.coverage.stop()
+        data, tests = self.coverage.get_data(), list(self.seconds)
+        number = {test: i for i, test in enumerate(tests)}
+        lines = {}
+        for file in data.measured_files():
+            by_line = data.contexts_by_lineno(file)
+            lines[str(Path(file).relative_to(Path.cwd()))] = {
+                line: sorted(number[c] for c in contexts if c in number) for line, contexts in by_line.items()
+            }
+        found = {
+            "tests": [[t, round(self.seconds[t], 3)] for t in tests],
+            "failed": self.failed,
+            "lines": lines,
+        }
+        self.out.write_text(json.dumps(found))
+
+
+def reach(work: Path, suite: list[str]) -> dict:
+    """Give which tests reach which line, from DIR or from a run of the whole suite."""
+    out = work / "reach.json"
+    if not out.exists():
+        print("running the suite once, to see what reaches what", flush=True)
+        in_a_child(
+            work / "tree",
+            work / "reach.log",
+            7200,
+            lambda: pytest_main("-m", "not slow", "--durations=30", *suite, plugins=(Reach(out),)),
+        )
+    found = json.loads(out.read_text())
+    if found["failed"]:
+        print(f"left out, for they fail without a change: {', '.join(found['failed'])}")
+    return found
+
+
+def tests_of(mutant: Mutant, found: dict) -> list[str]:
+    """Choose the tests to run: those that reach it, the fastest first, for so many seconds in all."""
+    by_line = found["lines"].get(mutant.file, {})
+    if mutant.lines:
+        numbers = {i for line in mutant.lines for i in by_line.get(str(line), ())}
+    else:  # a constant: what reaches a line that mentions it, or anything in its file
+        numbers = {i for name in mutant.names for i in found["mentions"].get(name, ())}
+        numbers = numbers or {i for reached in by_line.values() for i in reached}
+    failed = set(found["failed"])
+    total, chosen = 0.0, []
+    for test, seconds in sorted((found["tests"][i] for i in numbers), key=lambda each: each[1]):
+        if test in failed:
+            continue
+        total += seconds + 0.01
+        if total > SECONDS and chosen:
+            break
+        chosen.append((test, seconds))
+    modules = defaultdict(float)  # a module's fixtures are made once if its tests stay together
+    for test, seconds in chosen:
+        modules[test.split("::")[0]] += seconds
+    return [t for t, _ in sorted(chosen, key=lambda each: (modules[each[0].split("::")[0]], each[1]))]
+
+
+def mentions(found: dict) -> dict[str, list[int]]:
+    """Give the tests that reach a line inside a function which mentions a name."""
+    by_name: dict[str, set[int]] = defaultdict(set)
+    for file, by_line in found["lines"].items():
+        for function in ast.walk(ast.parse((ROOT / file).read_text())):
+            if isinstance(function, ast.FunctionDef):
+                for node in (each for statement in function.body for each in ast.walk(statement)):
+                    name = getattr(node, "id", None) or getattr(node, "attr", None)
+                    if name:
+                        by_name[name] |= set(by_line.get(str(node.lineno), ()))
+    return {name: sorted(numbers) for name, numbers in by_name.items()}
+
+
+def try_out(mutant: Mutant, found: dict, work: Path) -> dict[str, object]:
+    """Run the tests on a mutant."""
+    tests = tests_of(mutant, found)
+    row = {"key": mutant.key, "file": mutant.file, "line": mutant.line, "old": mutant.old, "new": mutant.new}
+    if not tests:
+        return {**row, "verdict": "not reached", "tests": 0, "seconds": 0.0}
+    tree = work / "tree"
+    target, source = tree / mutant.file, (ROOT / mutant.file).read_text()
+    seconds = dict(map(tuple, found["tests"]))
+    timeout = GRACE + 3 * sum(seconds[test] for test in tests)
+    started = time.monotonic()
+    try:
+        _write(target, mutant.of(source))
+        code = in_a_child(tree, work / "mutant.log", timeout, lambda: pytest_main("-x", *tests))
+    finally:
+        _write(target, source.encode())
+    verdict = {None: "timeout", 0: "survived", 1: "killed"}.get(code, "killed on import")
+    killer = ""
+    if verdict == "killed":
+        log = (work / "mutant.log").read_text(errors="replace").splitlines()
+        killer = next((x.split(" ")[1] for x in reversed(log) if x.startswith(("FAILED ", "ERROR "))), "")
+    took = round(time.monotonic() - started, 1)
+    return {**row, "verdict": verdict, "tests": len(tests), "seconds": took, "killer": killer}
+
+
+def _write(target: Path, content: bytes) -> None:
+    """Write a file, and forget what Python compiled of it: a change within a second would go unnoticed."""
+    target.write_bytes(content)
+    for compiled in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):
+        compiled.unlink()
+
+
+def files(given: list[str]) -> list[str]:
+    """Give the files of the parts that have numerics, or those given."""
+    roots = [ROOT / each for each in given] or [ROOT / "gradflow" / part for part in PARTS]
+    every = [p for root in roots for p in ([root] if root.suffix == ".py" else sorted(root.glob("*.py")))]
+    return [str(p.relative_to(ROOT)) for p in every if p.name != "__init__.py" and "plot" not in p.name]
+
+
+def publish_all(rows: list[dict], directory: str) -> None:
+    """Write the tables; mutants of text that has changed since are left out."""
+    from common import publish
+
+    now = {m.key: m.line for file in files([]) for m in mutants(file, (ROOT / file).read_text())}
+    notes = json.loads(NOTES.read_text()) if NOTES.exists() else {}
+    last = {row["key"]: row for row in rows if row["key"] in now}
+    missed = {row["key"] for row in rows if row["verdict"] in SURVIVED}
+    by_file: dict[str, Counter[str]] = defaultdict(Counter)
+    survivors, caught = [], []
+    for key, row in sorted(last.items(), key=lambda each: (each[1]["file"], now[each[0]])):
+        alive = row["verdict"] in SURVIVED
+        by_file[row["file"]]["alive" if alive else "killed"] += 1
+        by_file[row["file"]]["equivalent"] += alive and key in notes
+        place = {"where": f"{row['file'].removeprefix('gradflow/')}:{now[key]}"}
+        change = {"original": _code(row["old"]), "mutant": _code(row["new"])}
+        if alive:
+            survivors.append({**place, **change, "why": notes.get(key, row["verdict"])})
+        elif key in missed:
+            caught.append({**place, **change, "test": _code(row["killer"].split("/")[-1].split("[")[0])})
+    total = sum(by_file.values(), Counter())
+    table = [
+        {"file": file, "mutants": n["killed"] + n["alive"], "killed": n["killed"], "survived": n["alive"]}
+        | {"of these equivalent": n["equivalent"]}
+        for file, n in [*by_file.items(), ("all", total)]
+    ]
+    sections = {
+        "Mutants by file": table,
+        "Survivors": survivors,
+        "Caught by a test that was written for it": caught,
+    }
+    publish("mutation", directory, "Mutants of the numerics", sections, PUBLISHED)
+
+
+def _code(text: str) -> str:
+    """Give code as a cell of a table."""
+    line = " ".join(text.split())
+    return f"`{line if len(line) <= 90 else line[:88] + ' …'}`".replace("|", "\\|")
+
+
+def main() -> None:
+    """Try the mutants that have not been tried yet, then publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--fraction", type=float, default=0.1, help="part of all mutants that is tried")
+    parser.add_argument("--files", nargs="*", default=[], help="files or folders; default: all with numerics")
+    parser.add_argument(
+        "--tests", nargs="*", default=[], help="pytest's arguments; default: all but the slow ones"
+    )
+    parser.add_argument("--match", default="", help="try those alone, all of them, whose name contains this")
+    parser.add_argument(
+        "--again", nargs="*", default=[], help="verdicts that are tried again, such as survived"
+    )
+    parser.add_argument("--minutes", type=float, default=1e9, help="begin no mutant after so long")
+    parser.add_argument("--publish", help="folder of the tables; publish what was tried, try nothing")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    results = work / "results.jsonl"
+    rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
+    if options.publish:
+        return publish_all(rows, options.publish)
+    tried = {row["key"]: row for row in rows}
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for package in SLOW_TO_IMPORT:  # once, for all the children
+        import_module(package)
+    copy_tree(work / "tree")
+    found = reach(work, options.tests)
+    found["mentions"] = mentions(found)
+    until = time.monotonic() + 60 * options.minutes
+    for file in files(options.files):
+        for mutant in mutants(file, (ROOT / file).read_text()):
+            wanted = options.match in mutant.key if options.match else drawn(mutant, options.fraction)
+            before = tried.get(mutant.key)
+            if not wanted or (before and before["verdict"] not in options.again) or time.monotonic() > until:
+                continue
+            row = try_out(mutant, found, work)
+            with results.open("a") as out:
+                out.write(json.dumps(row, ensure_ascii=False) + "\n")
+            print(f"{row['verdict']:16} {row['seconds']:5.1f} s  {mutant.line}:{mutant.key}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
