@@ -17,6 +17,7 @@ NAMES = {
     **{"minimum": "maximum", "maximum": "minimum", "floor": "ceil", "ceil": "floor"},
     **{"sum": "mean", "mean": "sum", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like"},
 }
+SYMMETRIC = ("min", "max", "minimum", "maximum", "hypot", "isclose", "equal")
 DROPPED = ("abs", "sqrt", "sorted", "reversed")
 #: Checks of arguments, and what is said, are no numerics.
 SKIPPED_CALLS = ("check_", "warn", "deprecated", "TypeVar", "field")
@@ -161,7 +162,7 @@ def _changes(node: ast.AST, source: str) -> Iterator[tuple[ast.AST, str]]:
         case ast.Constant(value=int(value)):
             yield node, str(value + 1)
         case ast.Constant(value=float(value)):
-            yield from ((node, repr(new)) for new in (2 * value, value / 2))
+            yield from ((node, repr(new)) for new in ((2 * value, value / 2) if value else (1.0,)))
         case ast.Slice():
             bounds = [text(bound) for bound in (node.lower, node.upper, node.step)]
             for i in (i for i, bound in enumerate(bounds) if bound):
@@ -177,7 +178,8 @@ def _changes_of_a_call(node: ast.Call, text: Callable[[ast.AST], str]) -> Iterat
         yield node.func, function.removesuffix(name) + NAMES[name]
     if name in DROPPED and node.args:
         yield node, f"({text(node.args[0])})"
-    if len(node.args) >= 2 and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
+    starred = any(isinstance(each, ast.Starred) for each in node.args[:2])
+    if len(node.args) >= 2 and not starred and name not in SYMMETRIC:
         first, second, *rest = map(text, (*node.args, *node.keywords))
         yield node, f"{function}({', '.join([second, first, *rest])})"
     makes = isinstance(node.func, ast.Name) and name[:1].isupper()  # its fields are named for the reader

@@ -27,15 +27,15 @@ from mutants import Mutant, mutants
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("integrators", "spectrum", "loss", "driver", "observe", "record", "analysis")
 NOTES = Path(__file__).with_name("mutation_equivalent.json")
-#: Seconds of tests that a mutant is given, fastest first, and what it may take beyond three times as many.
-SECONDS, GRACE = 40.0, 20.0
+#: Seconds of tests that a mutant is given, and what it may take beyond three times as many.
+SECONDS, GRACE = 20.0, 30.0
 
 SLOW_TO_IMPORT = ("torch", "torchdiffeq", "scipy.integrate", "netCDF4", "xarray", "pytest")
 SURVIVED = ("survived", "not reached")
 PUBLISHED = (
     "Each row of the second table is a change of one place in gradflow that no test noticed, with the reason why it "
     "changes no number, or none that matters. A mutant is killed by a test that fails, an import that fails or a run "
-    f"out of time. It gets the tests that reach its line, the fastest first, up to {SECONDS:g} s of them; those marked "
+    f"out of time. It gets those that reach its line and are mostly about its file, up to {SECONDS:g} s of them; those marked "
     "slow are left out. Mutants are drawn by a hash of their text: the next run draws the same."
 )
 
@@ -149,16 +149,22 @@ def reach(work: Path, suite: list[str]) -> dict:
 
 
 def tests_of(mutant: Mutant, found: dict) -> list[str]:
-    """Choose the tests to run: those that reach it, the fastest first, for so many seconds in all."""
+    """Choose the tests to run: of those that reach it the fast ones that are about its file, for so many seconds."""
     by_line = found["lines"].get(mutant.file, {})
     if mutant.lines:
         numbers = {i for line in mutant.lines for i in by_line.get(str(line), ())}
     else:  # a constant: what reaches a line that mentions it, or anything in its file
         numbers = {i for name in mutant.names for i in found["mentions"].get(name, ())}
+        numbers &= {i for reached in by_line.values() for i in reached}
         numbers = numbers or {i for reached in by_line.values() for i in reached}
     failed = set(found["failed"])
+    own = Counter(i for reached in by_line.values() for i in reached)
+
+    def price(i: int) -> float:  # for the part of what it reaches that is in this file
+        return (found["tests"][i][1] + 0.01) * found["reached"][i] / own[i]
+
     total, chosen = 0.0, []
-    for test, seconds in sorted((found["tests"][i] for i in numbers), key=lambda each: each[1]):
+    for test, seconds in (found["tests"][i] for i in sorted(numbers, key=price)):
         if test in failed:
             continue
         total += seconds + 0.01
@@ -291,6 +297,8 @@ def main() -> None:
     copy_tree(work / "tree")
     found = reach(work, options.tests)
     found["mentions"] = mentions(found)
+    reached = (i for by_line in found["lines"].values() for numbers in by_line.values() for i in numbers)
+    found["reached"] = Counter(reached)
     until = time.monotonic() + 60 * options.minutes
     for file in files(options.files):
         for mutant in mutants(file, (ROOT / file).read_text()):

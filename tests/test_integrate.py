@@ -502,6 +502,28 @@ def test_times_that_differ_by_rounding_are_one():
     assert np.allclose(ds.time, sorted([*np.arange(11) * 0.1, 0.3 - 1e-8]), atol=1e-12)
 
 
+@pytest.mark.parametrize("method", ["rk4", "rkc"])
+def test_a_record_due_within_rounding_of_the_end_is_the_end(method):
+    t_max = 1.0 + 4e-13
+    ds = gradflow.integrate(bowl, ONES, method=method, t_max=t_max, save_every=0.25)
+    assert ds.time.values.tolist() == [0.0, 0.25, 0.5, 0.75, t_max]
+
+
+def test_save_times_are_met_to_a_billionth_of_a_step_however_late():
+    """A time that is 3e-10 of t before the end of a step is itself, and no more than 1e-9 h before, that end."""
+    ends = []
+    gradflow.integrate(
+        bowl, 100 * ONES, method="rkc", t_max=5.0, max_step=0.05, callback=lambda r: ends.append((r.t, r.dt))
+    )
+    t, h = ends[len(ends) // 2]
+    assert t > 20 * h
+    near, same = t * (1 - 3e-10), ends[-5][0] - 3e-10 * ends[-5][1]
+    ds = gradflow.integrate(
+        bowl, 100 * ONES, method="rkc", t_max=5.0, max_step=0.05, save_at=[near, same]
+    )
+    assert ds.time.values.tolist() == [0.0, near, ends[-5][0], 5.0]
+
+
 def test_cadences_far_below_the_steps_do_not_hang():
     ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=1.0, save_every=1e-30)
     assert ds.attrs["n_steps"] == 10

@@ -8,6 +8,9 @@ import zoo
 from gradflow import LossFunction, SpectrumService, problems
 from gradflow.errors import InvalidInputError, UnknownNameError
 from gradflow.spectrum.backends import BACKENDS
+from gradflow.spectrum.density import SpectralDensity
+from gradflow.spectrum.operators import Preconditioned
+from gradflow.spectrum.service import _Trail
 
 P = 120
 
@@ -163,6 +166,23 @@ def test_a_cold_solve_finds_every_copy_of_an_eigenvalue(multiplicity, k, edge):
         assert torch.allclose(pairs.values, expected, rtol=0.02)
 
 
+@pytest.mark.parametrize("c", [2.0**-60, 2.0**60])
+def test_the_unit_of_the_eigenvalues_changes_nothing(c):
+    """A power of two scales every number exactly: cold, then warm, all results are the same bit for bit."""
+    values = spectrum("outliers")[:6].repeat_interleave(2)
+    values = torch.cat([values, torch.linspace(0, 3, 300, dtype=torch.float64)])
+    A = matrix(values)
+    B = A + 0.3 * matrix(values.flip(0), seed=1)
+    one, other = SpectrumService(), SpectrumService()
+    for each in (A, B):
+        expected, pairs = one.top(6, each), other.top(6, c * each)
+        assert torch.equal(pairs.values, c * expected.values)
+        assert torch.equal(pairs.vectors, expected.vectors)
+        assert torch.equal(pairs.residuals, expected.residuals)
+        assert pairs.scale == c * expected.scale
+        assert pairs.n_hvp == expected.n_hvp
+
+
 @pytest.mark.parametrize("angle", [0.03, 0.15, 0.4])
 @pytest.mark.parametrize("multiplicity", [1, 2, 3, 10])
 def test_eigenvalues_of_any_multiplicity_are_followed_as_their_vectors_turn(multiplicity, angle):
@@ -271,6 +291,9 @@ def test_the_same_point_is_not_computed_again(network):
         pairs = service.top(2, again, tol=1e-3)
         assert pairs.n_hvp == 0
         assert torch.equal(pairs.values, first.values[:2])
+        assert torch.equal(pairs.vectors, first.vectors[:, :2])
+        assert torch.equal(pairs.residuals, first.residuals[:2])
+        assert pairs.converged.tolist() == [True, True]
     assert service.n_hvps == first.n_hvp
     assert service.known(2, theta, tol=1e-3) is not None
     assert service.known(5, theta, tol=1e-3) is None
@@ -312,6 +335,57 @@ def test_any_symmetric_operator_will_do(network):
     assert torch.allclose(pairs.values, expected[:3], rtol=1e-6)
 
 
+def test_a_preconditioned_operator_is_symmetric_and_has_its_spectrum():
+    """P^{−1/2} H P^{−1/2} has the eigenvalues of P⁻¹ H."""
+    H, d = matrix(spectrum("indefinite")), torch.linspace(0.5, 2.0, P, dtype=torch.float64)
+    operator = Preconditioned(H, d)
+    expected = H / d.sqrt()[:, None] / d.sqrt()
+    assert torch.allclose(operator @ torch.eye(P, dtype=torch.float64), expected, atol=1e-14)
+    values = torch.linalg.eigvals(H / d[:, None]).real.sort(descending=True).values
+    assert torch.allclose(SpectrumService().top(3, operator, tol=1e-8).values, values[:3], rtol=1e-9)
+    d[0] = 0.0  # the direction is left out
+    left = Preconditioned(H, d) @ torch.eye(P, dtype=torch.float64)
+    assert not left[0].any()
+    assert not left[:, 0].any()
+    assert torch.allclose(left[1:, 1:], expected[1:, 1:], atol=1e-14)
+
+
+def test_bases_are_extrapolated_along_the_path_of_theta():
+    """V + c (V − V′), however V′ was turned in its span; c is at most 1.5, and 1 where a θ is not known."""
+    g = torch.Generator().manual_seed(0)
+    V, W = torch.linalg.qr(torch.randn(20, 6, generator=g, dtype=torch.float64))[0].split(3, 1)
+    angle = torch.tensor([0.1, 0.2, 0.3]).double()
+    before = V * angle.cos() + W * angle.sin()
+    turn = torch.linalg.qr(torch.randn(3, 3, generator=g, dtype=torch.float64))[0]
+    origin, e = torch.zeros(2, dtype=torch.float64), torch.tensor([0.6, 0.8], dtype=torch.float64)
+
+    def ahead(theta, thetas):
+        trail = _Trail().then(V, None).then(before @ turn, thetas[0]).then(V, thetas[1])
+        return trail.ahead(theta)
+
+    for theta, thetas, c in [
+        (2.5 * e, (origin, 2 * e), 0.25),
+        (7.0 * e, (2 * e, 5 * e), 2 / 3),
+        (9.0 * e, (2 * e, 3 * e), 1.5),
+        (9.0 * e, (e, e), 0.0),
+        (None, (origin, e), 1.0),
+        (e, (None, e), 1.0),
+        (e, (e, None), 1.0),
+    ]:
+        assert torch.allclose(ahead(theta, thetas), V + c * (V - before), atol=1e-14)
+    assert torch.equal(_Trail().then(V, origin).ahead(e), V)
+    assert torch.equal(_Trail().then(V[:, :2], origin).then(V, e).ahead(2 * e), V)
+
+
+def test_a_matrix_is_symmetric_to_rounding():
+    eigenvalues = spectrum("outliers")
+    Q = torch.linalg.qr(torch.randn(P, P, generator=torch.Generator().manual_seed(0), dtype=torch.float64))[0]
+    A = (Q * eigenvalues) @ Q.T
+    A[0, 1] += 1e-14 * float(A.abs().max())
+    assert not torch.equal(A, A.T)
+    assert float(SpectrumService(A).top(1).values) == pytest.approx(100.0, rel=1e-6)
+
+
 def test_density_integrates_to_the_moments_of_the_spectrum():
     ev = spectrum("outliers")
     A = matrix(ev)
@@ -327,6 +401,24 @@ def test_density_integrates_to_the_moments_of_the_spectrum():
     assert float(torch.trapezoid(values, x)) == pytest.approx(1.0, abs=1e-6)
     true = torch.exp(-0.5 * (x[:, None] - ev) ** 2).mean(1) / (2 * torch.pi) ** 0.5
     assert ((values - true).abs() < 5 * error + 1e-3).all()
+
+
+def test_density_and_its_standard_error_are_those_of_the_vectors():
+    """Two rules of two nodes, by hand."""
+    nodes = torch.tensor([[0.0, 2.0], [1.0, 3.0]], dtype=torch.float64)
+    weights = torch.tensor([[0.25, 0.75], [0.5, 0.5]], dtype=torch.float64)
+    x, sigma = 1.5, 0.5
+
+    def gauss(node):
+        return np.exp(-(((x - node) / sigma) ** 2) / 2) / (sigma * np.sqrt(2 * np.pi))
+
+    first = 0.25 * gauss(0.0) + 0.75 * gauss(2.0)
+    second = 0.5 * gauss(1.0) + 0.5 * gauss(3.0)
+    density, error = SpectralDensity(nodes, weights, 4).smoothed(torch.tensor([x]), sigma)
+    assert float(density) == pytest.approx((first + second) / 2, rel=1e-12)
+    assert float(error) == pytest.approx(abs(first - second) / 2, rel=1e-12)  # √(s²/2), s² = (a − b)²/2
+    _, unknown = SpectralDensity(nodes[:1], weights[:1], 2).smoothed(torch.tensor([x]), sigma)
+    assert unknown.isnan().all()
 
 
 def test_density_of_an_exhausted_krylov_space_keeps_its_weight():
