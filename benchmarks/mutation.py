@@ -132,20 +132,35 @@ class Reach:
 
 
 def reach(work: Path, suite: list[str]) -> dict:
-    """Give which tests reach which line, from DIR or from a run of the whole suite."""
-    out = work / "reach.json"
-    if not out.exists():
-        print("running the suite once, to see what reaches what", flush=True)
+    """Give which tests reach which line, as DIR has it; run the whole suite if it doesn't, or the tests given."""
+    out, new = work / "reach.json", work / "new.json"
+    found = json.loads(out.read_text()) if out.exists() else {"tests": [], "failed": [], "lines": {}}
+    if suite or not out.exists():
+        print("running tests once, to see what they reach", flush=True)
+        options = ("-m", "not slow", *suite)
         in_a_child(
-            work / "tree",
-            work / "reach.log",
-            7200,
-            lambda: pytest_main("-m", "not slow", "--durations=30", *suite, plugins=(Reach(out),)),
+            work / "tree", work / "reach.log", 7200, lambda: pytest_main(*options, plugins=(Reach(new),))
         )
-    found = json.loads(out.read_text())
+        found = _added(found, json.loads(new.read_text()))
+        out.write_text(json.dumps(found))
     if found["failed"]:
         print(f"left out, for they fail without a change: {', '.join(found['failed'])}")
     return found
+
+
+def _added(old: dict, new: dict) -> dict:
+    """Add what some tests reach to what was known, which it replaces."""
+    again = {test for test, _ in new["tests"]}
+    kept = [i for i, (test, _) in enumerate(old["tests"]) if test not in again]
+    number = {i: n for n, i in enumerate(kept)}
+    lines: dict[str, dict[str, list[int]]] = {}
+    for found, of in ((old, number), (new, {i: i + len(kept) for i in range(len(new["tests"]))})):
+        for file, by_line in found["lines"].items():
+            for line, numbers in by_line.items():
+                place = lines.setdefault(file, {}).setdefault(str(line), [])
+                place += [of[i] for i in numbers if i in of]
+    failed = [test for test in old["failed"] if test not in again] + new["failed"]
+    return {"tests": [old["tests"][i] for i in kept] + new["tests"], "failed": failed, "lines": lines}
 
 
 def tests_of(mutant: Mutant, found: dict) -> list[str]:

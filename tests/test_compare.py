@@ -148,6 +148,15 @@ def test_plots_take_datasets_and_return_axes(tmp_path):
     plt.close("all")
 
 
+def test_losses_are_interpolated_to_the_last_record_of_two():
+    """Linearly: of a run with two records, and at its end."""
+    b = run(save_every=1.0)
+    assert len(b.time) == 2
+    every = compare(gd(lr=0.1), b, interp=True)
+    first, last = b.train_loss.values
+    assert np.allclose(every.train_loss_b, first + every.time * (last - first), rtol=1e-12)
+
+
 def test_interpolation_reaches_the_final_time_in_spite_of_rounding():
     for t_max in (0.3, 0.7):
         a = gd(lr=0.1, t_max=t_max)

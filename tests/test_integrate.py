@@ -13,7 +13,9 @@ import gradflow
 from gradflow import LossFunction, problems, steps
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
-from gradflow.integrators.flow import all_finite
+from gradflow.driver.status import Status
+from gradflow.integrators.flow import Flow, all_finite
+from gradflow.observe.observers import Observers
 
 IDS = [m.name for m in METHODS]
 
@@ -214,6 +216,20 @@ def test_observing_never_changes_the_run(method, problem):
     assert bare.attrs["n_hvps_observing"] == 0
 
 
+def test_the_cost_of_observing_is_that_of_its_flows_each_once():
+    loss = LossFunction.from_callable(bowl)
+    one, other = Flow(loss), Flow(loss)
+    for flow, n in ((one, 3), (other, 5)):
+        for _ in range(n):
+            flow(ONES)
+        flow.spectrum.top(1, ONES)
+    each = one.spectrum.n_hvps
+    assert each > 0
+    both, alone = Observers(one, other, []), Observers(one, one, [])
+    assert (alone.n_gradients, alone.n_hvps) == (3, each)
+    assert (both.n_gradients, both.n_hvps) == (8, 2 * each)
+
+
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 def test_runs_can_be_repeated_bit_for_bit(method, chebyshev):
     train, _, theta = chebyshev
@@ -328,6 +344,11 @@ def test_accuracy_goal_ends_the_run_at_a_complete_record(method):
     assert float(train(torch.from_numpy(ds.params.values))) == pytest.approx(
         float(ds.train_loss[-1]), rel=1e-6
     )
+
+
+def test_successes_are_the_ends_that_were_asked_for():
+    asked = {"t_max", "max_steps", "max_wall_time", "loss_goal", "acc_goal", "callback"}
+    assert {status.code for status in Status if status.success} == asked
 
 
 def test_divergence_returns_the_record_with_a_warning():
@@ -518,9 +539,7 @@ def test_save_times_are_met_to_a_billionth_of_a_step_however_late():
     t, h = ends[len(ends) // 2]
     assert t > 20 * h
     near, same = t * (1 - 3e-10), ends[-5][0] - 3e-10 * ends[-5][1]
-    ds = gradflow.integrate(
-        bowl, 100 * ONES, method="rkc", t_max=5.0, max_step=0.05, save_at=[near, same]
-    )
+    ds = gradflow.integrate(bowl, 100 * ONES, method="rkc", t_max=5.0, max_step=0.05, save_at=[near, same])
     assert ds.time.values.tolist() == [0.0, near, ends[-5][0], 5.0]
 
 

@@ -518,6 +518,7 @@ def test_stepping_by_hand_is_the_run(method):
         assert report.t == float(run.time[n + 1])
         assert report.n_gradients == int(run.n_gradients[n + 1])
         assert math.isnan(report.sharpness) != method.sharpness
+        assert report.eigenvalues.dtype == torch.float64
         if report.eigenvectors is not None:
             H = train.hvp(before, report.eigenvectors)
             assert torch.allclose(H, report.eigenvectors * report.eigenvalues, atol=0.02 * report.sharpness)
