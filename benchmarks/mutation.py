@@ -21,6 +21,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from mutants import Mutant, mutants
 
@@ -28,15 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("integrators", "spectrum", "loss", "driver", "observe", "record", "analysis")
 NOTES = Path(__file__).with_name("mutation_equivalent.json")
 #: Seconds of tests that a mutant is given, and what it may take beyond three times as many.
-SECONDS, GRACE = 20.0, 30.0
+SECONDS, GRACE = 15.0, 30.0
 
 SLOW_TO_IMPORT = ("torch", "torchdiffeq", "scipy.integrate", "netCDF4", "xarray", "pytest")
 SURVIVED = ("survived", "not reached")
 PUBLISHED = (
     "Each row of the second table is a change of one place in gradflow that no test noticed, with the reason why it "
-    "changes no number, or none that matters. A mutant is killed by a test that fails, an import that fails or a run "
-    f"out of time. It gets those that reach its line and are mostly about its file, up to {SECONDS:g} s of them; those marked "
-    "slow are left out. Mutants are drawn by a hash of their text: the next run draws the same."
+    "changes no number, or none that matters. A mutant is killed by a failing test, a failing import or a run out of "
+    f"time. It gets {SECONDS:g} s of tests that reach its line, those first that are short and reach little outside "
+    "its file; tests marked slow are left out. Mutants are drawn by a hash of their text: the next run draws the same."
 )
 
 
@@ -106,7 +107,7 @@ class Reach:
         """Book what runs from here on to this test."""
         self.coverage.switch_context(nodeid)
 
-    def pytest_runtest_logreport(self, report: object) -> None:
+    def pytest_runtest_logreport(self, report: Any) -> None:
         """Add up set-up, call and teardown."""
         self.seconds[report.nodeid] += report.duration
         if report.failed:
@@ -129,6 +130,19 @@ class Reach:
             "lines": lines,
         }
         self.out.write_text(json.dumps(found))
+
+
+class Only:
+    """Pytest plugin: run these tests alone, in this order."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.order = {test: i for i, test in enumerate(tests)}
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Take them from all that was collected."""
+        items[:] = sorted(
+            (each for each in items if each.nodeid in self.order), key=lambda each: self.order[each.nodeid]
+        )
 
 
 def reach(work: Path, suite: list[str]) -> dict:
@@ -186,10 +200,7 @@ def tests_of(mutant: Mutant, found: dict) -> list[str]:
         if total > SECONDS and chosen:
             break
         chosen.append((test, seconds))
-    modules = defaultdict(float)  # a module's fixtures are made once if its tests stay together
-    for test, seconds in chosen:
-        modules[test.split("::")[0]] += seconds
-    return [t for t, _ in sorted(chosen, key=lambda each: (modules[each[0].split("::")[0]], each[1]))]
+    return [test for test, _ in chosen]
 
 
 def mentions(found: dict) -> dict[str, list[int]]:
@@ -215,10 +226,13 @@ def try_out(mutant: Mutant, found: dict, work: Path) -> dict[str, object]:
     target, source = tree / mutant.file, (ROOT / mutant.file).read_text()
     seconds = dict(map(tuple, found["tests"]))
     timeout = GRACE + 3 * sum(seconds[test] for test in tests)
+    modules = dict.fromkeys(test.split("::")[0] for test in tests)
     started = time.monotonic()
     try:
         _write(target, mutant.of(source))
-        code = in_a_child(tree, work / "mutant.log", timeout, lambda: pytest_main("-x", *tests))
+        code = in_a_child(
+            tree, work / "mutant.log", timeout, lambda: pytest_main("-x", *modules, plugins=(Only(tests),))
+        )
     finally:
         _write(target, source.encode())
     verdict = {None: "timeout", 0: "survived", 1: "killed"}.get(code, "killed on import")

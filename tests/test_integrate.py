@@ -113,6 +113,31 @@ def test_quantities_have_cadences_of_their_own():
     assert np.isfinite(ds.train_loss).all()
 
 
+@pytest.mark.parametrize("method", ["rk4", "rkc"])
+def test_recorded_scalars_are_those_of_the_recorded_state(method, chebyshev):
+    train, _, theta = chebyshev
+    reports = []
+    ds = gradflow.integrate(
+        train,
+        theta,
+        method=method,
+        t_max=1.0,
+        save_every=steps(1),
+        params_every=steps(1),
+        callback=reports.append,
+    )
+    for i, state in enumerate(torch.from_numpy(ds.theta.values)):
+        value, gradient = train.gradient(state)
+        assert float(ds.train_loss[i]) == pytest.approx(float(value), rel=1e-12)
+        assert float(ds.gradient_norm[i]) == pytest.approx(float(gradient.norm()), rel=1e-12)
+    assert ds.step.values.tolist() == [0, *(r.step for r in reports)]
+    assert ds.time.values.tolist() == [0.0, *(r.t for r in reports)]
+    assert ds.step_size.values[1:].tolist() == [r.dt for r in reports]
+    assert ds.n_gradients.values[1:].tolist() == [r.n_gradients for r in reports]
+    assert ds.n_hvps.values[1:].tolist() == [r.n_hvps for r in reports]
+    assert np.isnan(ds.step_size[0])
+
+
 def test_theta_is_recorded_by_default_for_small_problems_only():
     small = gradflow.integrate(bowl, torch.ones(1000), method="gd", lr=0.1, max_steps=1)
     large = gradflow.integrate(bowl, torch.ones(1001), method="gd", lr=0.1, max_steps=1)
