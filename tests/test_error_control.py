@@ -11,7 +11,7 @@ from gradflow import LossFunction
 from gradflow.errors import IntegrationWarning
 from gradflow.integrators import Flow
 from gradflow.integrators.base import StepUnderflow
-from gradflow.integrators.error_control import Attempt, Control, ErrorControlled
+from gradflow.integrators.error_control import Attempt, Control, ErrorControlled, _ratio
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,12 @@ def test_a_first_step_moves_theta_by_its_own_length_at_most(scale, slope, size):
 
 def test_a_refused_step_goes_on_from_half_of_it():
     assert Scripted().refused(0.5, Control(3.0, "memory")) == Control(0.25)
+
+
+def test_what_is_not_finite_misses_every_tolerance():
+    assert _ratio(1.0, math.inf) == _ratio(math.inf, math.inf) == _ratio(0.0, math.nan) == math.inf
+    assert _ratio(1.0, 0.0) == math.inf
+    assert (_ratio(0.0, 0.0), _ratio(1.0, 4.0)) == (0.0, 0.25)
 
 
 def test_a_tolerance_of_zero_is_met_by_no_error_alone():

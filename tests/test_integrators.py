@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from itertools import pairwise
 
 import numpy as np
@@ -78,6 +79,18 @@ def test_errors_follow_the_tolerance(method):
         assert errors[-1] < 100 * rtol
     slope = np.polyfit(np.log(rtols), np.log(errors), 1)[0]
     assert 0.5 < slope < 1.5, errors
+
+
+@pytest.mark.parametrize("name", sorted(gradflow.integrators.METHODS))
+def test_documented_defaults_are_the_defaults(name):
+    cls = gradflow.integrators.METHODS[name]
+    fields = {field.name: field.default for field in dataclasses.fields(cls)}
+    documented = {}
+    for base in reversed(cls.__mro__):  # the nearest counts
+        documented |= dict(re.findall(r"^ +(\w+) : .*?, default (\S+)$", base.__doc__ or "", re.MULTILINE))
+    for option, text in documented.items():
+        if option in fields:
+            assert str(fields[option]) == text or float(fields[option]) == float(text), option
 
 
 def test_every_method_is_tested():
