@@ -1,5 +1,6 @@
 """The stiff integrators: φ-functions, Krylov spaces, exponential Rosenbrock and Runge–Kutta–Chebyshev methods."""
 
+import dataclasses
 import json
 import math
 from itertools import pairwise
@@ -8,6 +9,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy.interpolate import CubicHermiteSpline
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -19,6 +21,7 @@ from gradflow.integrators import METHODS, Flow
 from gradflow.integrators.krylov import DenseSpace, KrylovSpace, Term
 from gradflow.integrators.phi import phi
 from gradflow.integrators.rkc import chebyshev, stages_for
+from gradflow.spectrum import Eigenpairs
 
 KRYLOV = [("exprb32", {"dense": False}), ("exprb43", {"dense": False})]
 STIFF = [*KRYLOV, ("exprb43", {"dense": True}), ("rkc", {})]
@@ -179,6 +182,7 @@ def test_ritz_pairs_carry_true_residuals():
     residuals = (H @ pairs.vectors - pairs.vectors * pairs.values).norm(dim=0) / pairs.scale
     assert torch.allclose(pairs.residuals, residuals, atol=1e-12)
     assert torch.allclose(pairs.values[:4], λ[:4], rtol=1e-6)
+    assert pairs.n_hvp == 0
     dense = DenseSpace(H).top(4)
     assert torch.allclose(dense.values, λ[:4])
     assert torch.allclose(H @ dense.vectors, dense.vectors * dense.values, atol=1e-9)
@@ -510,6 +514,60 @@ def test_rkc_shortens_a_step_that_needs_too_many_stages():
     limit = chebyshev(20, 5.0).interval / 1e5
     assert float(few.step_size[1:].max()) < limit < float(free.step_size[1:].max())
     assert few.attrs["success"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "every", "expected"),
+    [
+        (10.0, 10.4, 4, 5),  # 0.1 a step: 5 % of 10.4 in 5.2 steps
+        (10.0, 7.6, 4, 3),  # six times as fast where it falls
+        (10.0, 10.0, 4, 12),  # three times as seldom at most,
+        (10.0, 10.0, 10, 20),  # and never more than twenty steps
+        (10.0, 90.0, 4, 1),
+    ],
+)
+def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(before, now, every, expected):
+    def pairs(λ):
+        λ = torch.tensor([λ], dtype=torch.float64)
+        return Eigenpairs(λ, torch.ones(2, 1, dtype=torch.float64), 0 * λ, 0, λ > 0, float(λ))
+
+    class Point:
+        def top(self, k, *, tol):
+            return pairs(now)
+
+    method = METHODS["rkc"]()
+    memory = method.prepare(Point(), None)
+    assert (memory.age, memory.every) == (0, 1)
+    for _ in range(4):
+        memory = method.memory(memory)
+    assert memory.age == 4
+    memory = dataclasses.replace(memory, pairs=pairs(before), every=every)
+    if every > 4:
+        assert method.prepare(Point(), memory) is memory
+        memory = dataclasses.replace(memory, age=every)
+    again = method.prepare(Point(), memory)
+    assert float(again.pairs.values) == now
+    assert (again.age, again.every) == (0, expected)
+
+
+def test_rkc_interpolates_by_the_cubic_of_both_ends():
+    """SciPy's Hermite spline through θ and −∇L at both ends; the error is 0.8 (θₙ − θₙ₊₁) + 0.4 h (F₀ + F₁)."""
+    loss = LossFunction.from_callable(lambda x: (x**4).sum() / 4 + x[0] * x[1])
+    start, h = torch.tensor([1.0, -0.5], dtype=torch.float64), 0.1
+    method = METHODS["rkc"]()
+    point = Flow(loss).at(start)
+    attempt = method.attempt(point, method.prepare(point, None), h, 1e-3)
+    value, slope = loss.gradient(attempt.theta)
+    assert attempt.h == h
+    assert torch.equal(attempt.known[0], value)
+    assert torch.equal(attempt.known[1], slope)
+    ends = np.stack([start, attempt.theta])
+    slopes = -np.stack([point.gradient, slope])
+    spline = CubicHermiteSpline([0.0, h], ends, slopes)
+    for s in (0.0, 0.2, 0.5, 0.9, 1.0):
+        assert attempt.interpolant(s).numpy() == pytest.approx(spline(s * h), abs=1e-14)
+    expected = 0.8 * (ends[0] - ends[1]) + 0.4 * h * slopes.sum(0)
+    assert attempt.error == pytest.approx(np.linalg.norm(expected), rel=1e-9)
 
 
 def test_rkc_measures_a_rising_sharpness_often_and_a_steady_one_seldom():
