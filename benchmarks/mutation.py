@@ -331,12 +331,14 @@ def main() -> None:
     found["mentions"] = mentions(found)
     reached = (i for by_line in found["lines"].values() for numbers in by_line.values() for i in numbers)
     found["reached"] = Counter(reached)
+    notes = json.loads(NOTES.read_text()) if NOTES.exists() else {}
     until = time.monotonic() + 60 * options.minutes
     for file in files(options.files):
         for mutant in mutants(file, (ROOT / file).read_text()):
             wanted = options.match in mutant.key if options.match else drawn(mutant, options.fraction)
             before = tried.get(mutant.key)
-            if not wanted or (before and before["verdict"] not in options.again) or time.monotonic() > until:
+            again = before is None or (before["verdict"] in options.again and mutant.key not in notes)
+            if not wanted or not again or time.monotonic() > until:
                 continue
             row = try_out(mutant, found, work, options.seconds)
             with results.open("a") as out:

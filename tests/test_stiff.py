@@ -191,6 +191,41 @@ def test_ritz_pairs_carry_true_residuals():
 # ---------------------------------------------------------------------- exponential Rosenbrock methods
 
 
+@pytest.mark.parametrize("name", ["exprb32", "exprb43"])
+def test_a_step_is_the_formula_of_the_paper(name):
+    """With dense φ-functions and every stage written out; θ, the error, and θ at a fraction of the step."""
+    loss = LossFunction.from_callable(lambda x: (x**4).sum() / 4 + x[0] * x[1] ** 2 + 3 * x[2] ** 2)
+    start, h = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64), 0.3
+    method = METHODS[name](dense=True)
+    point = Flow(loss, keep_graph=True).at(start)
+    attempt = method.attempt(point, method.prepare(point, None), h, 1.0)
+
+    F = -loss.gradient(start)[1].numpy()
+    H = loss.hvp(start, torch.eye(3, dtype=torch.float64)).numpy()
+    λ, V = np.linalg.eigh(H)
+
+    def φ(k, t, b):
+        return V @ (
+            np.array([float(mpmath.hyp1f1(1, k + 1, -t * x) / mpmath.factorial(k)) for x in λ]) * (V.T @ b)
+        )
+
+    def D(u):
+        return -loss.gradient(start + torch.from_numpy(u))[1].numpy() - F + H @ u
+
+    if name == "exprb32":
+        terms = {1: F, 3: 2 * D(h * φ(1, h, F))}
+    else:
+        D2 = D(h / 2 * φ(1, h / 2, F))
+        D3 = D(h * φ(1, h, F + D2))
+        terms = {1: F, 3: 16 * D2 - 2 * D3, 4: -48 * D2 + 12 * D3}
+    for s in (1.0, 0.4):
+        expected = start.numpy() + sum(s ** (k - 1) * s * h * φ(k, s * h, b) for k, b in terms.items())
+        assert attempt.interpolant(s).numpy() == pytest.approx(expected, abs=1e-13)
+    assert torch.equal(attempt.theta, attempt.interpolant(1.0))
+    last = max(terms)
+    assert attempt.error == pytest.approx(np.linalg.norm(h * φ(last, h, terms[last])), rel=1e-10)
+
+
 @pytest.mark.parametrize(("name", "options"), STIFF[:3])
 def test_a_quadratic_is_exact_in_steps_of_any_size_however_stiff(name, options):
     H, λ, Q = symmetric([1e6, 300.0, 2.0, 1e-3, 0.0, -0.05])
