@@ -235,7 +235,7 @@ def try_out(mutant: Mutant, found: dict, work: Path, most: float) -> dict[str, o
         )
     finally:
         _write(target, source.encode())
-    verdict = {None: "timeout", 0: "survived", 1: "killed"}.get(code, "killed on import")
+    verdict = {None: "timeout", 0: "survived", 1: "killed", 2: "killed on import"}.get(code, f"error {code}")
     killer = ""
     if verdict == "killed":
         log = (work / "mutant.log").read_text(errors="replace").splitlines()
