@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import mpmath
 import numpy as np
@@ -680,3 +681,13 @@ def test_auto_chooses_by_size_and_memory_and_says_so():
         assert ds.attrs["method"] == expected
         stored = json.loads(ds.attrs["gradflow_config"])["options"]
         assert (stored["rtol"], stored["max_step"]) == (1e-3, 0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, None])
+def test_auto_asks_for_graphs_in_the_dtype_of_the_loss(dtype):
+    """A callable has none; float64 stands for it."""
+    asked = []
+    source = SimpleNamespace(keeps_graphs=lambda theta: asked.append(theta.dtype) or True)
+    loss = SimpleNamespace(n_parameters=1000, dtype=dtype, memory_budget=2**30, source=source)
+    assert METHODS["auto"]().resolve(loss).name == "exprb43"
+    assert asked == [dtype or torch.float64]
