@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import gradflow
-from gradflow import LossFunction, problems
+from gradflow import LossFunction, SpectrumService, problems
 from gradflow.integrators import METHODS as REGISTRY
 from gradflow.integrators import Flow, make_integrator
 
@@ -81,9 +82,9 @@ def test_errors_follow_the_tolerance(method):
     assert 0.5 < slope < 1.5, errors
 
 
-@pytest.mark.parametrize("name", sorted(gradflow.integrators.METHODS))
+@pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_documented_defaults_are_the_defaults(name):
-    cls = gradflow.integrators.METHODS[name]
+    cls = REGISTRY[name]
     fields = {field.name: field.default for field in dataclasses.fields(cls)}
     documented = {}
     for base in reversed(cls.__mro__):  # the nearest counts
@@ -91,6 +92,23 @@ def test_documented_defaults_are_the_defaults(name):
     for option, text in documented.items():
         if option in fields:
             assert str(fields[option]) == text or float(fields[option]) == float(text), option
+
+
+def test_a_point_solves_once_for_what_it_is_asked_whether_or_not_that_converges():
+    flow = Flow(LossFunction.from_callable(lambda x: (x**2).sum()))
+    asked = []
+
+    def top(k, at, *, tol):
+        asked.append((k, tol))
+        pairs = SpectrumService(at).top(k)
+        return dataclasses.replace(pairs, n_hvp=7, converged=torch.zeros(k, dtype=torch.bool))
+
+    flow.spectrum = SimpleNamespace(top=top)
+    point = flow.at(torch.ones(3))
+    for k, tol in [(2, 1e-3), (2, 1e-3), (1, 1e-3), (2, 1e-2), (3, 1e-3), (3, 1e-4)]:
+        assert len(point.top(k, tol=tol)) == k
+    assert asked == [(2, 1e-3), (3, 1e-3), (3, 1e-4)]
+    assert flow.cost.n_hvps == 3 * 7
 
 
 def test_every_method_is_tested():
