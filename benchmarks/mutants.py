@@ -18,6 +18,7 @@ NAMES = {
     **{"sum": "mean", "mean": "sum", "zeros": "ones", "ones": "zeros", "zeros_like": "ones_like"},
 }
 SYMMETRIC = ("min", "max", "minimum", "maximum", "hypot", "isclose", "equal")
+CHECKS = ("strict",)
 DROPPED = ("abs", "sqrt", "sorted", "reversed")
 #: Checks of arguments, and what is said, are no numerics.
 SKIPPED_CALLS = ("check_", "warn", "deprecated", "TypeVar", "field")
@@ -96,6 +97,8 @@ def _walk(node: ast.AST, place: _Place) -> Iterator[tuple[ast.AST, _Place]]:
         place = replace(place, statement=node)
     match node:
         case ast.Raise() | ast.JoinedStr() | ast.Expr(value=ast.Constant()):
+            return
+        case ast.BinOp() if any(isinstance(each, ast.JoinedStr) for each in ast.walk(node)):
             return
         case ast.Call() if _name(node.func).startswith(SKIPPED_CALLS):
             return
@@ -184,6 +187,8 @@ def _changes_of_a_call(node: ast.Call, text: Callable[[ast.AST], str]) -> Iterat
         yield node, f"{function}({', '.join([second, first, *rest])})"
     makes = isinstance(node.func, ast.Name) and name[:1].isupper()  # its fields are named for the reader
     for dropped in node.keywords if not makes and all(each.arg for each in node.keywords) else ():
+        if dropped.arg in CHECKS:
+            continue
         kept = (*node.args, *(each for each in node.keywords if each is not dropped))
         yield node, f"{function}({', '.join(map(text, kept))})"
 

@@ -155,8 +155,10 @@ def reach(work: Path, suite: list[str]) -> dict:
         in_a_child(
             work / "tree", work / "reach.log", 7200, lambda: pytest_main(*options, plugins=(Reach(new),))
         )
-        found = _added(found, json.loads(new.read_text()))
+        measured = json.loads(new.read_text())
+        found = _added(found, measured)
         out.write_text(json.dumps(found))
+        found["first"] = [test for test, _ in measured["tests"]] if suite else []
     if found["failed"]:
         print(f"left out, for they fail without a change: {', '.join(found['failed'])}")
     return found
@@ -186,11 +188,12 @@ def tests_of(mutant: Mutant, found: dict, most: float) -> list[str]:
         numbers = {i for name in mutant.names for i in found["mentions"].get(name, ())}
         numbers &= {i for reached in by_line.values() for i in reached}
         numbers = numbers or {i for reached in by_line.values() for i in reached}
-    failed = set(found["failed"])
+    failed, first = set(found["failed"]), set(found.get("first", ()))
     own = Counter(i for reached in by_line.values() for i in reached)
 
-    def price(i: int) -> float:  # for the part of what it reaches that is in this file
-        return (found["tests"][i][1] + 0.01) * found["reached"][i] / own[i]
+    def price(i: int) -> tuple[bool, float]:  # for the part of what it reaches that is in this file
+        test, seconds = found["tests"][i]
+        return test not in first, (seconds + 0.01) * found["reached"][i] / own[i]
 
     total, chosen = 0.0, []
     for test, seconds in (found["tests"][i] for i in sorted(numbers, key=price)):
@@ -305,7 +308,7 @@ def main() -> None:
     parser.add_argument("--fraction", type=float, default=0.1, help="part of all mutants that is tried")
     parser.add_argument("--files", nargs="*", default=[], help="files or folders; default: all with numerics")
     parser.add_argument(
-        "--tests", nargs="*", default=[], help="pytest's arguments; default: all but the slow ones"
+        "--tests", nargs="*", default=[], help="tests to measure anew and to try first; default: all, once"
     )
     parser.add_argument(
         "--seconds", type=float, default=20, help="of tests for a mutant, as they took in DIR"
@@ -337,6 +340,7 @@ def main() -> None:
         for mutant in mutants(file, (ROOT / file).read_text()):
             wanted = options.match in mutant.key if options.match else drawn(mutant, options.fraction)
             before = tried.get(mutant.key)
+            wanted |= before is not None
             again = before is None or (before["verdict"] in options.again and mutant.key not in notes)
             if not wanted or not again or time.monotonic() > until:
                 continue
