@@ -157,8 +157,8 @@ def reach(work: Path, suite: list[str]) -> dict:
         )
         measured = json.loads(new.read_text())
         found = _added(found, measured)
-        out.write_text(json.dumps(found))
         found["first"] = [test for test, _ in measured["tests"]] if suite else []
+        out.write_text(json.dumps(found))
     if found["failed"]:
         print(f"left out, for they fail without a change: {', '.join(found['failed'])}")
     return found
