@@ -138,3 +138,17 @@ def test_mistakes(options, kind, text):
         gradflow.integrate(
             lambda x: (x**2).sum(), torch.ones(1, dtype=double), method="polyak", t_max=1.0, **options
         )
+
+
+def test_dampening_counts_only_where_there_is_momentum():
+    """Torch ignores it without: two steps of lr take the time of two."""
+
+    def times(**options):
+        theta = torch.ones(2, dtype=torch.float64)
+        run = gradflow.integrate(
+            lambda x: 0.5 * (x**2).sum(), theta, method="sgd", lr=0.1, max_steps=2, **options
+        )
+        return run.time.values
+
+    assert times(dampening=0.5) == pytest.approx([0.0, 0.1, 0.2])
+    assert times(dampening=0.5, momentum=0.8) == pytest.approx([0.0, 0.25, 0.5])  # (1 − τ)/(1 − β)
