@@ -1,10 +1,13 @@
-"""Which samples are classified right, and which count."""
+"""Which samples count in an accuracy and in a mini-batch, and which are classified right."""
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
+from gradflow import LossFunction
 from gradflow.loss.empirical import count_correct
+from gradflow.loss.minibatch import MiniBatch
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 5.0], [4.0, 0.0, 0.0]])
 
@@ -26,3 +29,18 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.0], [0.0, 3.0, 1.0], [0.0, 1.0, 5.0], [4.0, 
 )
 def test_samples_classified_right_are_counted(criterion, output, target, expected):
     assert count_correct(criterion, output, torch.tensor(target)) == expected
+
+
+@pytest.mark.parametrize("labels", [[-100, -100, 1, 2], [0, 1, -100, 2]])
+def test_a_mini_batch_has_the_loss_that_torch_gives_it(labels):
+    """Also one in which no target counts: 0/0."""
+    inputs = torch.linspace(-1, 1, 8, dtype=torch.float64).reshape(4, 2)
+    targets, criterion = torch.tensor(labels), nn.CrossEntropyLoss()
+    with torch.random.fork_rng():
+        net = nn.Linear(2, 3).double()
+    loss = LossFunction(TensorDataset(inputs, targets), criterion, net)
+    theta, rows = loss.parameters(), torch.tensor([0, 1])
+    terms = list(MiniBatch(loss.source, rows).terms(theta))
+    got = sum(term(loss.source.leaves(theta)) for term in terms)
+    expected = criterion(net(inputs[rows]), targets[rows])
+    assert torch.allclose(got, expected, rtol=1e-12, equal_nan=True)
