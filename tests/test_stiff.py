@@ -670,6 +670,9 @@ def test_auto_chooses_by_size_and_memory_and_says_so():
     roomy = LossFunction(data, nn.MSELoss(), net, batch_size=16)
     tight = LossFunction(data, nn.MSELoss(), net, batch_size=16, memory_budget=1)
     small, _, _ = problems.load("chebyshev-3-20", "regression", "mse")
+    callable_ = LossFunction.from_callable(torch.sum)
+    assert (roomy.dtype, roomy.device) == (torch.float32, torch.device("cpu"))
+    assert (callable_.dtype, callable_.device) == (None, None)
     for loss, expected in (
         (roomy, "exprb43"),
         (tight, "rkc"),
