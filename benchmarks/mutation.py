@@ -188,12 +188,13 @@ def tests_of(mutant: Mutant, found: dict, most: float) -> list[str]:
         numbers = {i for name in mutant.names for i in found["mentions"].get(name, ())}
         numbers &= {i for reached in by_line.values() for i in reached}
         numbers = numbers or {i for reached in by_line.values() for i in reached}
+        numbers |= {i for i, (test, _) in enumerate(found["tests"]) if test in found.get("first", ())}
     failed, first = set(found["failed"]), set(found.get("first", ()))
     own = Counter(i for reached in by_line.values() for i in reached)
 
     def price(i: int) -> tuple[bool, float]:  # for the part of what it reaches that is in this file
         test, seconds = found["tests"][i]
-        return test not in first, (seconds + 0.01) * found["reached"][i] / own[i]
+        return test not in first, (seconds + 0.01) * found["reached"][i] / (own[i] or 1)
 
     total, chosen = 0.0, []
     for test, seconds in (found["tests"][i] for i in sorted(numbers, key=price)):
