@@ -27,7 +27,7 @@ from mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = ("integrators", "spectrum", "loss", "driver", "observe", "record", "analysis")
-NOTES = Path(__file__).with_name("mutation_equivalent.json")
+NOTES = Path(__file__).with_name("mutation_survivors.json")
 #: Seconds that a mutant may take beyond three times those of its tests.
 GRACE = 60.0
 
@@ -35,9 +35,11 @@ SLOW_TO_IMPORT = ("torch", "torchdiffeq", "scipy.integrate", "netCDF4", "xarray"
 SURVIVED = ("survived", "not reached")
 PUBLISHED = (
     "Each row of the second table is a change of one place in gradflow that no test noticed, with the reason why it "
-    "changes no number, or none that matters. A mutant is killed by a failing test, a failing import or a run out of "
-    "time. It gets some seconds of tests that reach its line, those first that are short and reach little outside "
-    "its file; tests marked slow are left out. Mutants are drawn by a hash of their text: the next run draws the same."
+    "changes no number, or none that matters; those of the third were missed by a first run, and are caught by a test "
+    "that was written for them, or that was left out for its length. A mutant is killed by a failing test, a failing "
+    "import or a run out of time. It gets some seconds of tests that reach its line, those first that are short and "
+    "reach little outside its file; tests marked slow are left out. Mutants are drawn by a hash of their text: the "
+    "next run draws the same."
 )
 
 
@@ -262,7 +264,7 @@ def files(given: list[str]) -> list[str]:
     return [str(p.relative_to(ROOT)) for p in every if p.name != "__init__.py" and "plot" not in p.name]
 
 
-def publish_all(rows: list[dict], directory: str) -> None:
+def publish_all(rows: list[dict], work: Path, directory: str) -> None:
     """Write the tables; mutants of text that has changed since are left out."""
     from common import publish
 
@@ -275,7 +277,7 @@ def publish_all(rows: list[dict], directory: str) -> None:
     for key, row in sorted(last.items(), key=lambda each: (each[1]["file"], now[each[0]])):
         alive = row["verdict"] in SURVIVED
         by_file[row["file"]]["alive" if alive else "killed"] += 1
-        by_file[row["file"]]["equivalent"] += alive and key in notes
+        by_file[row["file"]]["explained"] += alive and key in notes
         place = {"where": f"{row['file'].removeprefix('gradflow/')}:{now[key]}"}
         change = {"original": _code(row["old"]), "mutant": _code(row["new"])}
         if alive:
@@ -285,15 +287,20 @@ def publish_all(rows: list[dict], directory: str) -> None:
     total = sum(by_file.values(), Counter())
     table = [
         {"file": file, "mutants": n["killed"] + n["alive"], "killed": n["killed"], "survived": n["alive"]}
-        | {"of these equivalent": n["equivalent"]}
+        | {"of these explained": n["explained"]}
         for file, n in [*by_file.items(), ("all", total)]
     ]
     sections = {
         "Mutants by file": table,
         "Survivors": survivors,
-        "Caught by a test that was written for it": caught,
+        "Missed at first": caught,
     }
-    publish("mutation", directory, "Mutants of the numerics", sections, PUBLISHED)
+    tests = json.loads((work / "reach.json").read_text())["tests"]
+    modules = sorted(
+        {test.split("::")[0].removeprefix("tests/") for test, _ in tests if test.startswith("tests/")}
+    )
+    known = f" The tests were {len(tests)}: the examples in docstrings, and those of {', '.join(modules)}."
+    publish("mutation", directory, "Mutants of the numerics", sections, PUBLISHED + known)
 
 
 def _code(text: str) -> str:
@@ -325,7 +332,7 @@ def main() -> None:
     results = work / "results.jsonl"
     rows = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     if options.publish:
-        return publish_all(rows, options.publish)
+        return publish_all(rows, work, options.publish)
     tried = {row["key"]: row for row in rows}
     os.environ["OMP_NUM_THREADS"] = "1"
     for package in SLOW_TO_IMPORT:  # once, for all the children
