@@ -158,10 +158,18 @@ def run_attributes(
         "n_parameters": theta.numel(),
         "stability_threshold": integrator.stability_threshold,
         "stability_threshold_formula": integrator.threshold_formula,
+        "stability_threshold_of": _bounded_by_threshold(integrator),
         "error_norm": integrator.error_norm,
         "projection_kind": projection.kind if projection else None,
         "projection_seed": projection.seed if projection else None,
     }
+
+
+def _bounded_by_threshold(integrator: Integrator) -> str | None:
+    """Return the variable of the file that the stability threshold bounds."""
+    if integrator.stability_threshold is None:
+        return None
+    return "effective_eigenvalue" if integrator.preconditions else "eigenvalue"
 
 
 def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> dict[str, Any]:

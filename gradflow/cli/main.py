@@ -224,7 +224,8 @@ def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: b
     for name in ("a", "b"):
         crossing = float(result[f"crossing_time_{name}"])
         if np.isfinite(crossing):
-            click.echo(f"λ₁ of {name} first above its threshold at t = {crossing:.6g}")
+            said = result[f"crossing_time_{name}"].attrs["long_name"]
+            click.echo(f"{name}: {said}: t = {crossing:.6g}")
     if out is not None:
         write_atomically(out, lambda target: result.to_netcdf(target, engine="netcdf4"))
         click.echo(f"written to {out}")
@@ -311,12 +312,17 @@ def _print_summary(record: xr.Dataset) -> None:
         "test_loss": "test loss",
         "test_accuracy": "test accuracy",
         "sharpness": "λ₁",
+        "effective_sharpness": "effective λ₁",
         "stability_threshold": record.attrs.get("stability_threshold_formula", "threshold"),
-        "crossing_time": "λ₁ crosses that at t",
         "n_gradients": "gradients",
         "n_hvps": "H·v",
         "wall_time": "seconds",
     }
-    for name, value in summary(record).items():
+    found = summary(record)
+    if "stability_threshold_of" in found:
+        bounded = labels[str(found["stability_threshold_of"])]
+        found["stability_threshold_of"] = bounded
+        labels |= {"stability_threshold_of": "bounds", "crossing_time": f"{bounded} crosses at t"}
+    for name, value in found.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
         click.echo(f"{labels.get(name, name):<20} {shown}")
