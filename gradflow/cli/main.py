@@ -72,10 +72,13 @@ def main() -> None:
     help="Instead of --out: write to DATASET/ARCH/seed_SEED/LOSS/METHOD/OPTIONS.nc in this directory.",
 )
 @click.option(
-    "--resume/--no-resume",
-    default=False,
-    show_default=True,
-    help="Go on with the run that was to become --out, from its last checkpoint. All else must be as it was.",
+    "--resume",
+    is_flag=False,
+    flag_value="checkpoint",
+    default=None,
+    type=click.Choice(["checkpoint", "auto"]),
+    help="Go on with the run that was to become --out, from its last checkpoint, which must be there; auto: start it "
+    "if there is nothing yet, and leave it if it has ended. All else must be as it was.",
 )
 @click.option(
     "--save-model/--no-save-model",
@@ -120,8 +123,10 @@ def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
             )
         if resume and rest["out"] is None:
             raise click.UsageError("--resume needs the name of the run: give --out or --out-dir.")
-        rest["resume"] = rest["out"] if resume else None
-        model = _model_path(rest["out"], overwrite=rest["overwrite"]) if save_model else None
+        rest["resume"] = rest["out"] if resume == "checkpoint" else resume
+        # The weights beside a run that has ended are its own.
+        replace = rest["overwrite"] or (resume == "auto" and rest["out"].exists())
+        model = _model_path(rest["out"], overwrite=replace) if save_model else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IntegrationWarning)  # said below
             record = integrate(
