@@ -373,10 +373,11 @@ def test_checkpoints_run_no_code(tmp_path, capsys):
     import hashlib
     import pickle
 
-    for payload in (pickle.dumps(Evil()), pickle.dumps({"run": Evil()})):
+    # torch's protocol: of others it warns, before it looks at what they hold
+    for payload in (pickle.dumps(Evil(), protocol=2), pickle.dumps({"run": Evil()}, protocol=2)):
         head = b"gradflow checkpoint 1\n" + hashlib.sha256(payload).digest()
         (tmp_path / "c.pt").write_bytes(head + payload)
-        with pytest.raises(Exception, match=r"(?i)weights|unsupported|pickle|magic"):
+        with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
             read_checkpoint(tmp_path / "c.pt")
     assert "pwned" not in capsys.readouterr().out
 
