@@ -313,6 +313,20 @@ def test_another_run_is_refused_with_the_differences_named(dead):
     assert again.attrs["status"] == "max_steps"
 
 
+def test_another_callable_is_refused_by_its_first_loss(tmp_path):
+    ones = torch.ones(2, dtype=double)
+    kwargs = {"method": "gd", "lr": 0.1, "max_steps": 9}
+    with pytest.raises(Died):
+        gradflow.integrate(
+            lambda x: (x**2).sum(), ones, out=tmp_path / "x.nc", callback=dies_after(4), **kwargs
+        )
+    before = files(tmp_path / "x.nc")
+    with pytest.raises(ResumeError, match=r"the loss at θ₀ was 2, is 4\. Give the same"):
+        gradflow.integrate(lambda x: 2 * (x**2).sum(), ones, resume=tmp_path / "x.nc", **kwargs)
+    assert files(tmp_path / "x.nc") == before
+    gradflow.integrate(lambda x: (x**2).sum() * 1.0, ones, resume=tmp_path / "x.nc", **kwargs)
+
+
 def test_there_must_be_a_run_to_resume(dead, tmp_path):
     path, train, theta, kwargs = dead
     with pytest.raises(ResumeError, match=r"There is no .*y.nc.partial"):
@@ -870,9 +884,8 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, one_thread):
 def test_signals_close_the_record(number, code, tmp_path, one_thread):
     path = tmp_path / "x.nc"
     process = in_a_process(slow_run, path, False, 100_000)
-    while not list(tmp_path.glob("x.nc.partial/segment-*")):
+    while not list(tmp_path.glob("x.nc.partial/segment-000001.nc")):  # of the first steps
         time.sleep(0.01)
-    time.sleep(0.1)
     os.kill(process.pid, number)
     process.join(10)
     assert process.exitcode == code

@@ -153,12 +153,25 @@ def _other_loss(run: xr.Dataset, loss: LossFunction, device: torch.device) -> st
     Data that aren't tensors are hashed in part, and a callable can't be: its values tell it from another.
     """
     first = float(run.train_loss[0])
-    for name, row in (("params_initial", 0), ("params", -1)):
+    for where, name, row in (("first", "params_initial", 0), ("last", "params", -1)):
         theta = torch.from_numpy(run[name].values).to(device)
         before, now = float(run.train_loss[row]), float(loss(theta))
-        if not abs(now - before) <= torch.finfo(theta.dtype).eps ** 0.5 * max(abs(first), abs(before)):
-            return f"the loss at its {'first' if row == 0 else 'last'} θ was {before:.9g}, is {now:.9g}"
+        if not _close(before, now, max(abs(first), abs(before)), theta.dtype):
+            return f"the loss at its {where} θ was {before:.9g}, is {now:.9g}"
     return ""
+
+
+def check_first_loss(before: float, now: float, dtype: torch.dtype) -> None:
+    """Refuse to go on with a run whose loss at θ₀ was another, which is all that tells callables apart."""
+    if not _close(before, now, abs(before), dtype):
+        raise ResumeError(
+            f"The run can't be resumed, because it was another one: the loss at θ₀ was {before:.9g}, is {now:.9g}. "
+            "Give the same."
+        )
+
+
+def _close(before: float, now: float, scale: float, dtype: torch.dtype) -> bool:
+    return abs(now - before) <= torch.finfo(dtype).eps ** 0.5 * scale
 
 
 def _start(theta: np.ndarray) -> str:

@@ -34,7 +34,7 @@ from gradflow.api.parts import (
     static_variables,
     to_numpy,
 )
-from gradflow.api.resume import data_attributes, identity_of, open_ended, where_to_record
+from gradflow.api.resume import check_first_loss, data_attributes, identity_of, open_ended, where_to_record
 from gradflow.checks import check_number
 from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
@@ -263,6 +263,7 @@ def integrate(
     try:
         start = None
         if record.checkpoint is not None:
+            check_first_loss(record.first_loss(), stepper.point.loss, theta.dtype)
             start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
             observers.load_state_dict(seen)
             record.rewind()

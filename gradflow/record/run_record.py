@@ -63,6 +63,10 @@ class MemoryRecord:
 
     checkpoint: dict[str, Any] | None = None
 
+    def first_loss(self) -> float:
+        """Nothing was recorded before."""
+        return float("nan")
+
     def rewind(self) -> None:
         """Nothing to go back to."""
 
@@ -242,6 +246,11 @@ class FileRecord:
         self._untouched = False
         self._lock.close()
         self._lock = self._take(overwrite=False, resume=False)
+
+    def first_loss(self) -> float:
+        """Return the loss at θ₀ as the run that goes on recorded it."""
+        with xr.open_dataset(list_segments(self.partial)[0].path, engine="netcdf4") as segment:
+            return float(segment.train_loss[0])
 
     def rewind(self) -> None:
         """Drop what came after the checkpoint that the run goes on from."""
