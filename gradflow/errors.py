@@ -134,6 +134,10 @@ class RecordWarning(GradflowWarning):
     """A part of a record is missing or can't be read."""
 
 
+class ResumeWarning(GradflowWarning):
+    """A run goes on, or starts anew, in another way than the caller may expect."""
+
+
 class KinkWarning(GradflowWarning):
     """The loss isn't smooth, so that orders and second derivatives mean less than they say."""
 
