@@ -17,8 +17,10 @@ from gradflow.collective import agree
 from gradflow.errors import InvalidInputError, InvalidTypeError, NonDeterministicLossError
 from gradflow.loss.criteria import ChunkedCriterion, check_additive, resolve_reduction
 from gradflow.loss.data import Chunk, ChunkedData, cast, default_memory_budget, move
+from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
 from gradflow.loss.numerics import exact_derivatives
 from gradflow.loss.parameters import ParameterLayout
+from gradflow.loss.second_derivatives import SecondDerivatives
 from gradflow.loss.source import Term
 
 _PROBE_SAMPLES = 256
@@ -84,10 +86,13 @@ class EmpiricalRisk:
         self.n_parameters: int | None = self.layout.n_parameters
         self.names = self.layout.names
         self.device, self.dtype = _device_and_dtype(net)
+        refuse_moving_norms(net)
+        self.second = SecondDerivatives()
         self.data = ChunkedData(dataset, loader_options)
         self._loader_options = loader_options
         self.allow_tf32 = allow_tf32
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in net.modules())
+        self._weight_norm = has_weight_norm(net)
         self._has_buffers = next(net.buffers(), None) is not None
         self._modes = [(m, m.training) for m in net.modules()]
         self._hooked = [m for m in net.modules() if m._forward_pre_hooks]
@@ -101,7 +106,7 @@ class EmpiricalRisk:
 
     def subset(self, rows: Sequence[int]) -> EmpiricalRisk:
         """Give the same loss over some samples, in chunks of the same size."""
-        return EmpiricalRisk(
+        part = EmpiricalRisk(
             self.data.subset(rows),
             self.criterion,
             self.net,
@@ -110,6 +115,8 @@ class EmpiricalRisk:
             allow_tf32=self.allow_tf32,
             loader_options=self._loader_options,
         )
+        part.second = self.second
+        return part
 
     # ------------------------------------------------------------------ at construction
 
@@ -290,7 +297,12 @@ class EmpiricalRisk:
 
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives, TF32 off unless asked for."""
-        return exact_derivatives(theta.device, allow_tf32=self.allow_tf32, recurrent=self._recurrent)
+        return exact_derivatives(
+            theta.device,
+            allow_tf32=self.allow_tf32,
+            recurrent=self._recurrent,
+            weight_norm=self._weight_norm,
+        )
 
     @property
     def kinks(self) -> list[str]:

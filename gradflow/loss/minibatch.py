@@ -30,6 +30,7 @@ class MiniBatch:
         self.names = risk.names
         self.leaves = risk.leaves
         self.settings = risk.settings
+        self.second = risk.second
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give one term per chunk; a mini-batch is usually one."""

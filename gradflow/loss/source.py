@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gradflow.errors import CriterionError
 from gradflow.loss.numerics import exact_derivatives
+from gradflow.loss.second_derivatives import SecondDerivatives
 
 Term = Callable[[Sequence[Tensor]], Tensor]
 
@@ -26,10 +27,13 @@ class LossSource(Protocol):
         P; None where any θ will do.
     names : tuple of str
         Of the leaves.
+    second : SecondDerivatives
+        Whether products with the Hessian can be trusted.
     """
 
     n_parameters: int | None
     names: tuple[str, ...]
+    second: SecondDerivatives
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into the tensors that the terms are functions of."""
@@ -71,6 +75,7 @@ class CallableLoss:
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function
+        self.second = SecondDerivatives()
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Θ itself is the one leaf."""
