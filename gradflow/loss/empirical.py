@@ -361,6 +361,11 @@ class EmpiricalRisk:
 
     # ------------------------------------------------------------------ the net at θ
 
+    def outputs(self, theta: Tensor, chunk: Chunk) -> Tensor:
+        """Return the net's outputs at θ, shape (n, …), on a chunk of θ's device and dtype, without derivatives."""
+        with self.settings(theta), torch.no_grad():
+            return self._forward(self.leaves(theta.detach()), chunk[0])
+
     def _forward(self, leaves: Sequence[Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
         """Give the net's output with `leaves` for its parameters; the net itself stays as it is."""
         device, dtype = leaves[0].device, leaves[0].dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gradflow.checks import check_count
-from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.errors import CheckWarning, InvalidInputError, InvalidTypeError
+from gradflow.loss.check import LEVELS, CheckLevel, CheckReport, enforce, examine
 from gradflow.loss.criteria import is_cross_entropy
 from gradflow.loss.empirical import EmpiricalRisk
 from gradflow.loss.linearization import Linearization, value_and_gradient
@@ -43,6 +45,10 @@ class LossFunction:
         Bytes for data and graphs. Default: half of what is free on the net's device.
     allow_tf32 : bool, default False
         Let CUDA round matrix products to TF32, about three decimal digits.
+    check : {"full", "fast", None}, default "full"
+        Look at the loss on at most eight samples before it is used, as :meth:`check` does: "fast" without second
+        derivatives and differences. A wrong gradient is an error here, and wrong products with the Hessian where they
+        are asked for; None lets all of it through, straight-through estimators say.
     **dataloader_kwargs
         Options of :class:`torch.utils.data.DataLoader`, such as ``num_workers`` or ``collate_fn``. Those
         that would change the objective (``shuffle``, ``sampler``, ``drop_last``) are errors.
@@ -70,6 +76,8 @@ class LossFunction:
         If two evaluations differ (dropout, augmentation); the message names the cause.
     CriterionError
         If the criterion's value on the whole can't be had from its values on chunks.
+    InexactDerivativeError
+        If the gradient isn't that of the loss.
 
     Examples
     --------
@@ -93,8 +101,11 @@ class LossFunction:
         batch_size: int | None = None,
         memory_budget: int | None = None,
         allow_tf32: bool = False,
+        check: CheckLevel | None = "full",
         **dataloader_kwargs: Any,
     ) -> None:
+        if check is not None and check not in LEVELS:
+            raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
         risk = EmpiricalRisk(
             dataset,
             criterion,
@@ -107,6 +118,9 @@ class LossFunction:
         self.source: LossSource = risk
         self._risk: EmpiricalRisk | None = risk
         self._labels: dict[str, Any] = {}
+        self._rounds: str | None = None  # what to warn of when θ is in float64
+        if check is not None:
+            self._rounds = enforce(examine(risk, risk.layout.flatten(), check), risk)
 
     @classmethod
     def from_callable(cls, function: Callable[[Tensor], Tensor]) -> LossFunction:
@@ -133,6 +147,7 @@ class LossFunction:
         loss.source = CallableLoss(function)
         loss._risk = None
         loss._labels = {}
+        loss._rounds = None
         return loss
 
     # ------------------------------------------------------------------ what it is
@@ -221,6 +236,7 @@ class LossFunction:
         loss = LossFunction.__new__(LossFunction)
         loss.source = loss._risk = self._need_net("subset()").subset(rows)
         loss._labels = dict(self._labels)
+        loss._rounds = None
         return loss
 
     def minibatch(self, rows: Tensor) -> LossFunction:
@@ -237,7 +253,41 @@ class LossFunction:
         loss.source = MiniBatch(self._need_net("minibatch()"), rows)
         loss._risk = None
         loss._labels = self._labels
+        loss._rounds = None
         return loss
+
+    def check(self, theta: Tensor | None = None, *, level: CheckLevel = "full") -> CheckReport:
+        """Measure whether the loss is what it says: samples that don't touch each other, precision, derivatives.
+
+        Near θ, on at most eight samples of a net's data, in float64 if the net can: the net on all of them at once
+        against two at a time; casts to fewer digits; ∇L·v against differences of the loss; H·v against those of the
+        gradient, and uᵀHv against vᵀHu. Nothing is changed, and random numbers come from a generator of its own.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (P,), optional
+            Default: the net's present weights. A callable's loss needs it.
+        level : {"full", "fast"}
+            "fast" leaves out the derivatives.
+
+        Returns
+        -------
+        CheckReport
+            To print; ``passed`` says whether all is well. What is not is a ``CheckWarning`` each.
+
+        Examples
+        --------
+        >>> bowl = LossFunction.from_callable(lambda x: 0.5 * (x**2).sum())
+        >>> bowl.check(torch.ones(2)).passed
+        True
+        """
+        theta = self.parameters() if theta is None else theta
+        self.check_theta(theta)
+        report = examine(self.source, theta, level)
+        for finding in report:
+            if not finding.passed:
+                warnings.warn(finding.message, CheckWarning, stacklevel=2)
+        return report
 
     # ------------------------------------------------------------------ θ
 
@@ -341,6 +391,9 @@ class LossFunction:
                 f"Expected flat θ of shape ({'P' if P is None else P},), got {tuple(theta.shape)}. "
                 "loss.parameters() gives the net's weights in that form."
             )
+        if self._rounds is not None and theta.dtype == torch.float64:
+            message, self._rounds = self._rounds, None
+            warnings.warn(message, CheckWarning, stacklevel=3)
 
 
 #: A loss as a caller may give it.

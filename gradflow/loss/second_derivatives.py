@@ -22,10 +22,13 @@ class SecondDerivatives:
     ----------
     wrong : str or None
         Why products with the Hessian would be wrong; None as far as is known.
+    functions : list of str
+        The subclasses of ``torch.autograd.Function`` that were seen.
     """
 
     def __init__(self) -> None:
         self.wrong: str | None = None
+        self.functions: list[str] = []
         self._seen = False
 
     def look(self, value: Tensor, gradient: Sequence[Tensor]) -> None:
@@ -36,7 +39,9 @@ class SecondDerivatives:
         """
         if not self._seen:
             self._seen = True
-            self.wrong = self.wrong or _undifferentiable(value, gradient)
+            functions = _custom_functions(value)
+            self.functions = sorted(functions)
+            self.wrong = self.wrong or _undifferentiable(gradient, functions)
         self.demand()
 
     def demand(self) -> None:
@@ -45,12 +50,10 @@ class SecondDerivatives:
             raise InexactDerivativeError(self.wrong)
 
 
-def _undifferentiable(value: Tensor, gradient: Sequence[Tensor]) -> str | None:
+def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> str | None:
     names = {node.name() for node in _nodes(gradient)}
     if "torch::autograd::Error" in names:
-        once = sorted(
-            name for name, made in _custom_functions(value).items() if hasattr(made.backward, "__wrapped__")
-        )
+        once = sorted(name for name, made in functions.items() if hasattr(made.backward, "__wrapped__"))
         return (
             "There are no products with the Hessian: the gradient comes from an operation whose backward can't be "
             f"differentiated (once_differentiable){': ' + ', '.join(once) if once else ''}. Use an implementation in "
@@ -63,11 +66,6 @@ def _undifferentiable(value: Tensor, gradient: Sequence[Tensor]) -> str | None:
             f"criterion, net), which does so for weight_norm in the net. {_NEVER_MIND}"
         )
     return None
-
-
-def custom_functions(value: Tensor) -> list[str]:
-    """Name the subclasses of ``torch.autograd.Function`` in the graph of a value."""
-    return sorted(_custom_functions(value))
 
 
 def _custom_functions(value: Tensor) -> dict[str, Any]:
