@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from gradflow.checks import check_count
 from gradflow.errors import CheckWarning, InvalidInputError, InvalidTypeError
 from gradflow.loss.check import LEVELS, CheckLevel, CheckReport, enforce, examine
+from gradflow.loss.checkpointing import DIFFERENTIATED_LATER
 from gradflow.loss.criteria import is_cross_entropy
 from gradflow.loss.empirical import EmpiricalRisk
 from gradflow.loss.linearization import Linearization, value_and_gradient
@@ -35,7 +36,8 @@ class LossFunction:
     criterion : callable
         ``criterion(output, target)``. With ``reduction="mean"`` the loss is the value on the whole data set
         at once (class weights and ``ignore_index`` included), however it is chunked; with ``"none"`` it is
-        summed over outputs and averaged over samples; ``"sum"`` is divided by the number of samples.
+        summed over outputs and averaged over samples; ``"sum"`` is divided by the number of samples. It may
+        read ``net.parameters()``, which are then θ. It may couple samples if they are processed at once.
     net : torch.nn.Module
         The network, in the mode in which it is to be evaluated.
     batch_size : int, optional
@@ -75,7 +77,10 @@ class LossFunction:
     NonDeterministicLossError
         If two evaluations differ (dropout, augmentation); the message names the cause.
     CriterionError
-        If the criterion's value on the whole can't be had from its values on chunks.
+        If the criterion's value on the whole can't be had from its values on chunks, or if it depends on
+        tensors that require a gradient and aren't in θ.
+    InvalidInputError
+        If the net uses reentrant activation checkpointing.
     InexactDerivativeError
         If the gradient isn't that of the loss.
 
@@ -333,11 +338,20 @@ class LossFunction:
     # ------------------------------------------------------------------ values and derivatives
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Evaluate the loss, shape (), at flat θ, shape (P,); differentiable if θ requires a gradient."""
+        """Evaluate the loss, shape (), at flat θ, shape (P,); differentiable if θ requires a gradient.
+
+        Raises
+        ------
+        InvalidInputError
+            If θ requires a gradient and the net uses activation checkpointing, which runs the net again when it is
+            differentiated: by then its weights aren't θ. :meth:`gradient` and :meth:`linearize` do it right.
+        """
         self.check_theta(theta)
+        if self.source.recomputes and theta.requires_grad and torch.is_grad_enabled():
+            raise InvalidInputError(DIFFERENTIATED_LATER)
         value = None
         leaves = self.source.leaves(theta)
-        with self.source.settings(theta):
+        with self.source.settings(theta), self.source.in_place(leaves):
             for term in self.source.terms(theta):
                 value = accumulate(value, term(leaves))
         assert value is not None

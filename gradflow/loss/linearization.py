@@ -18,11 +18,12 @@ def value_and_gradient(source: LossSource, theta: Tensor) -> tuple[Tensor, Tenso
     value = gradient = None
     with source.settings(theta), torch.enable_grad():
         leaves = _leaves(source, theta)
-        for term in source.terms(theta):
-            term_value = term(leaves)
-            grads = _differentiate(term_value, leaves, create_graph=False)
-            value = accumulate(value, term_value.detach())
-            gradient = accumulate(gradient, as_flat(grads))
+        with source.in_place(leaves):
+            for term in source.terms(theta):
+                term_value = term(leaves)
+                grads = _differentiate(term_value, leaves, create_graph=False)
+                value = accumulate(value, term_value.detach())
+                gradient = accumulate(gradient, as_flat(grads))
     assert value is not None
     assert gradient is not None
     return reduce(value), reduce(gradient)
@@ -65,14 +66,15 @@ class Linearization:
         with source.settings(theta), torch.enable_grad():
             self.theta = theta.detach().clone()  # of its own, whatever becomes of the caller's
             self._leaves = _leaves(source, self.theta)
-            for term in source.terms(theta):
-                term_value = term(self._leaves)
-                grads = _differentiate(term_value, self._leaves, create_graph=self._graphs is not None)
-                if self._graphs is not None:
-                    source.second.look(term_value, grads)
-                    self._graphs.append(grads)
-                value = accumulate(value, term_value.detach())
-                gradient = accumulate(gradient, as_flat(grads).detach())
+            with source.in_place(self._leaves):
+                for term in source.terms(theta):
+                    term_value = term(self._leaves)
+                    grads = _differentiate(term_value, self._leaves, create_graph=self._graphs is not None)
+                    if self._graphs is not None:
+                        source.second.look(term_value, grads)
+                        self._graphs.append(grads)
+                    value = accumulate(value, term_value.detach())
+                    gradient = accumulate(gradient, as_flat(grads).detach())
         assert value is not None
         assert gradient is not None
         self.value = reduce(value)
@@ -120,8 +122,9 @@ class Linearization:
                 vectors = vectors.clone()
             rows = vectors.T.contiguous() if vectors.dim() == 2 else vectors.contiguous()[None]
             product: Tensor | None = None
-            for grads in self._gradient_graphs():
-                product = accumulate(product, self._multiply(grads, rows))
+            with self.source.in_place(self._leaves):
+                for grads in self._gradient_graphs():
+                    product = accumulate(product, self._multiply(grads, rows))
         self.n_hvps += len(rows)
         assert product is not None
         product = reduce(product)
