@@ -139,8 +139,12 @@ class ExponentialRosenbrock(ErrorControlled):
 
     With H the Hessian at θₙ and F = −∇L(θₙ), the linear part of the flow around θₙ is followed exactly by
     φ-functions of −hH; what remains, D(U) = −∇L(U) − F + H (U − θₙ), is small of second order and not
-    stiff. So the step is limited by accuracy alone, whatever λ₁ is. Options beside those of
-    :class:`ErrorControlled`:
+    stiff. So the step is limited by accuracy alone, whatever λ₁ is.
+
+    The action of a φ-function is computed to a part of the tolerance. Where that isn't enough, it is computed to
+    rounding: where an eigenvector of H has no part in F, because of a symmetry that the flow is to keep, and where
+    something that F hardly sees grows along negative curvature, and so decides when the flow leaves a saddle
+    (:mod:`gradflow.integrators.unseen`). Options beside those of :class:`ErrorControlled`:
 
     Parameters
     ----------
