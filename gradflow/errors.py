@@ -41,6 +41,10 @@ class CriterionError(InvalidInputError):
     """The criterion's value on the whole data set isn't a weighted mean of its values on chunks."""
 
 
+class InexactDerivativeError(InvalidInputError):
+    """A derivative of the loss, as torch computes it, isn't the derivative."""
+
+
 class NonFiniteLossError(InvalidInputError):
     """The loss or its gradient isn't finite where the run was to start."""
 
@@ -132,6 +136,14 @@ class ConventionWarning(GradflowWarning):
 
 class RecordWarning(GradflowWarning):
     """A part of a record is missing or can't be read."""
+
+
+class ResumeWarning(GradflowWarning):
+    """A run goes on, or starts anew, in another way than the caller may expect."""
+
+
+class CheckWarning(GradflowWarning):
+    """The loss looks wrong in a way that may be meant."""
 
 
 class KinkWarning(GradflowWarning):

@@ -3,7 +3,6 @@
 import os
 import random
 import threading
-import time
 
 import netCDF4
 import numpy as np
@@ -100,7 +99,7 @@ def write(path, content):
 
 
 def truncated(tmp):
-    run(tmp / "ok.nc").close()
+    xr.Dataset({"train_loss": ("time", np.zeros(99))}).to_netcdf(tmp / "ok.nc")
     content = (tmp / "ok.nc").read_bytes()
     (tmp / "ok.nc").unlink()
     return write(tmp / "cut.nc", content[: len(content) // 2])
@@ -134,12 +133,12 @@ WRONG = {
     "a loss of whole numbers": (
         lambda tmp: run(tmp / "x.nc", loss=lambda x: x.long().sum()),
         ValueError,
-        "scalar",
+        r"scalar torch.Tensor, got shape \(\) in torch.int64",
     ),
     "a loss that can't be differentiated": (
         lambda tmp: run(tmp / "x.nc", loss=lambda x: x.detach().sum()),
         ValueError,
-        "differentiable|gradient|depend",
+        "doesn't depend on θ through differentiable torch functions",
     ),
     "a loss that isn't finite": (
         lambda tmp: run(tmp / "x.nc", loss=lambda x: x.sum() / 0),
@@ -156,15 +155,23 @@ WRONG = {
         ValueError,
         "finite",
     ),
-    "no data": (lambda tmp: loss(no_samples()), ValueError, "empty|at least one|0 samples|no samples"),
-    "a data set that can't be indexed": (lambda tmp: loss(Iterates()), TypeError, "map-style|Iterable"),
-    "a list of numbers for data": (lambda tmp: loss([1, 2, 3]), (TypeError, ValueError), "inputs"),
+    "no data": (lambda tmp: loss(no_samples()), ValueError, "The data set is empty"),
+    "a data set that can't be indexed": (
+        lambda tmp: loss(Iterates()),
+        TypeError,
+        "map-style data set with __len__ and __getitem__, got Iterates",
+    ),
+    "a list of numbers for data": (
+        lambda tmp: loss([1, 2, 3]),
+        TypeError,
+        r"items must be \(inputs…, target\)",
+    ),
     "data without targets": (lambda tmp: loss(TensorDataset(data()[0])), TypeError, r"inputs…, target"),
     "words for data": (lambda tmp: loss(Words()), TypeError, "collate to tensors"),
     "a loader for data": (
         lambda tmp: loss(DataLoader(TensorDataset(*data()))),
         TypeError,
-        "DataLoader|data set",
+        "map-style data set with __len__ and __getitem__, got DataLoader",
     ),
     "a shuffling loader": (lambda tmp: loss(shuffle=True), ValueError, "shuffle=True can't be used"),
     "a sampler": (lambda tmp: loss(sampler=[1, 2]), ValueError, "sampler=.* can't be used"),
@@ -210,8 +217,8 @@ WRONG = {
     "a net that is frozen": (lambda tmp: loss(net=Frozen()), ValueError, "all frozen"),
     "a net in half precision": (
         lambda tmp: loss(net=network().half()),
-        (TypeError, RuntimeError),
-        "float32 or float64",
+        TypeError,
+        "net in float32 or float64, got torch.float16",
     ),
     "a net in two precisions": (
         lambda tmp: loss(net=nn.Sequential(network(), nn.Linear(3, 3).double())),
@@ -313,9 +320,9 @@ WRONG = {
         "lr to be finite",
     ),
     "a tolerance of zero": (
-        lambda tmp: run(tmp / "x.nc", method="rkc", lr=None, rtol=0.0),
-        (ValueError, TypeError),
-        "rtol > 0|no option 'lr'",
+        lambda tmp: gradflow.integrate(bowl, ONES, method="rkc", rtol=0.0, max_steps=2, out=tmp / "x.nc"),
+        ValueError,
+        "rtol > 0",
     ),
     "a callback that is none": (
         lambda tmp: run(tmp / "x.nc", callback=3),
@@ -391,14 +398,23 @@ WRONG = {
 }
 
 
+@pytest.fixture
+def no_step(monkeypatch):
+    """Fail at the first step: a mistake is found before."""
+
+    def advance(*args, **kwargs):
+        pytest.fail("a step was made")
+
+    monkeypatch.setattr(gradflow.driver.Stepper, "advance", advance)
+
+
+@pytest.mark.usefixtures("no_step")
 @pytest.mark.parametrize("name", WRONG)
 def test_through_the_api(name, tmp_path):
     wrong, kind, text = WRONG[name]
     threads = threading.active_count()
-    started = time.perf_counter()
     with torch.random.fork_rng(), pytest.raises(kind, match=text) as caught:
         wrong(tmp_path)
-    assert time.perf_counter() - started < 2.0
     assert isinstance(caught.value, GradflowError)
     assert len(str(caught.value)) < 2000
     assert threading.active_count() == threads
@@ -410,7 +426,7 @@ def test_through_the_api(name, tmp_path):
 
 RUN = ["run", "chebyshev-3-20", "regression", "mse"]
 COMMANDS = {
-    "no command": (["rnu"], "No such command|did you mean"),
+    "no command": (["rnu"], "No such command 'rnu'"),
     "no data set": (["run"], "Missing argument"),
     "no end": ([*RUN, "--method", "gd", "--lr", 0.1], "give --t-max"),
     "no lr": ([*RUN, "--method", "gd", "--max-steps", 1], "needs lr: pass --lr"),
@@ -455,16 +471,15 @@ COMMANDS = {
 }
 
 
+@pytest.mark.usefixtures("no_step")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_from_the_command_line(name, tmp_path, monkeypatch):
     args, text = COMMANDS[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("GRADFLOW_DATA", raising=False)
-    started = time.perf_counter()
     result = invoke(*args)
-    assert time.perf_counter() - started < 2.0
     assert result.exit_code != 0
-    assert any(part in result.output for part in text.split("|")), result.output
+    assert text in result.output
     assert "Traceback" not in result.output
     assert not list(tmp_path.iterdir())
 
@@ -482,7 +497,3 @@ def test_a_directory_that_cannot_be_written_to(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(ValueError, match="can't be written to"):
         run(tmp_path / "x.nc")
-
-
-def test_there_are_enough_of_them():
-    assert len(WRONG) + len(COMMANDS) >= 60

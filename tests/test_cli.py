@@ -292,3 +292,27 @@ def test_options_of_a_library_are_passed_through(tmp_path):
     assert (
         "name=number" in invoke(*PROBLEM, "--method", "dopri5", "--t-max", 0.5, "--options", "safety").output
     )
+
+
+def test_info_and_compare_say_which_sharpness_the_threshold_bounds(tmp_path):
+    adam, gd = tmp_path / "adam.nc", tmp_path / "gd.nc"
+    common = ["--max-steps", 5, "--n-eigs", 1, "--dtype", "float64", "--out"]
+    printed = invoke(*PROBLEM, "--method", "adam", "--lr", 0.01, *common, adam).output
+    invoke(*PROBLEM, "--method", "gd", "--lr", 0.1, *common, gd)
+    with open_run(adam) as ds:
+        λ1, effective = float(ds.eigenvalue[-1, 0]), float(ds.effective_eigenvalue[-1, 0])
+    expected = [
+        f"{'λ₁':<20} {λ1:.6g}",
+        f"{'effective λ₁':<20} {effective:.6g}",
+        f"{'(2+2β₁)/((1−β₁)η)':<20} 3800",
+        f"{'bounds':<20} effective λ₁",
+    ]
+    for output in (printed, invoke("info", adam).output):
+        assert [line for line in output.splitlines() if line in expected] == expected
+    assert f"{'bounds':<20} λ₁" in invoke("info", gd).output.splitlines()
+    with open_run(adam) as ds:
+        high = ds.load().assign(effective_eigenvalue=ds.effective_eigenvalue + 1e4)
+    high.to_netcdf(tmp_path / "high.nc")
+    assert f"{'effective λ₁ crosses at t':<20} 0.01" in invoke("info", tmp_path / "high.nc").output
+    said = "a: first time at which the effective sharpness is above the threshold: t = 0.01"
+    assert said in invoke("compare", tmp_path / "high.nc", adam).output

@@ -195,3 +195,99 @@ def test_plots_show_negative_values():
     with pytest.raises(TypeError, match="mapping of names to runs, got list"):
         gradflow.plot.train_loss([saddle])
     plt.close("all")
+
+
+# ---------------------------------------------------------------------- which sharpness a threshold bounds
+
+#: Method, options, and the variable that its threshold bounds.
+BOUNDED = [
+    ("gd", {"lr": 0.25}, "eigenvalue"),
+    ("polyak", {"lr": 0.25, "momentum": 0.5}, "eigenvalue"),
+    ("adam", {"lr": 0.05}, "effective_eigenvalue"),
+]
+
+
+def on_a_bowl(method, **options):
+    """A run on a bowl whose Hessian is diag(1, 10)."""
+    H = torch.tensor([1.0, 10.0], dtype=torch.float64)
+    return gradflow.integrate(
+        lambda x: 0.5 * (H * x**2).sum(),
+        torch.ones(2, dtype=torch.float64),
+        method=method,
+        max_steps=8,
+        n_eigs=1,
+        eigs_tol=1e-9,
+        **options,
+    )
+
+
+def effective_sharpness_of_adam(run):
+    """λ₁ of P^(−1/2) H P^(−1/2) after the last step, P = (1 − β₁ᵗ)(√(v/(1 − β₂ᵗ)) + ε) from the recorded θ."""
+    H, v = np.array([1.0, 10.0]), np.zeros(2)
+    n = run.attrs["n_steps"]
+    for θ in run.theta.values[:n]:
+        v = 0.999 * v + 0.001 * (H * θ) ** 2
+    P = (1 - 0.9**n) * (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+    return (H / P).max()
+
+
+@pytest.mark.parametrize(("method", "options", "bounded"), BOUNDED)
+def test_each_sharpness_has_its_own_name(method, options, bounded):
+    a = on_a_bowl(method, **options)
+    said = summary(a)
+    assert a.attrs["stability_threshold_of"] == bounded
+    assert said["stability_threshold_of"] == {"eigenvalue": "sharpness"}.get(bounded, "effective_sharpness")
+    assert said["sharpness"] == pytest.approx(10.0, rel=1e-6)
+    if method == "adam":
+        assert said["stability_threshold"] == pytest.approx(3.8 / (0.1 * 0.05))
+        assert said["effective_sharpness"] == pytest.approx(effective_sharpness_of_adam(a), rel=1e-6)
+    else:
+        assert "effective_sharpness" not in said
+        assert "effective_eigenvalue" not in a
+    bound = "effective sharpness" if method == "adam" else "sharpness"
+    result = compare(a, a)
+    said = f"first time at which the {bound} is above the threshold"
+    assert result.crossing_time_a.attrs["long_name"] == said
+    assert ("effective_eigenvalue_a" in result) == (method == "adam")
+
+
+@pytest.mark.parametrize(("method", "options", "bounded"), BOUNDED)
+def test_the_crossing_is_that_of_the_sharpness_which_the_threshold_bounds(method, options, bounded):
+    """The other sharpness is put above the threshold everywhere, and counts for nothing."""
+    a = on_a_bowl(method, **options).load()
+    threshold = a.attrs["stability_threshold"]
+    other = {"eigenvalue": "effective_eigenvalue"}.get(bounded, "eigenvalue")
+    crossed = np.where(np.arange(a.sizes["time"])[:, None] < 5, 0.5 * threshold, 2 * threshold)
+    if other in a:
+        a[other] = ("time", "eig"), np.full_like(crossed, 2 * threshold)
+    a[bounded] = ("time", "eig"), np.full_like(crossed, 0.5 * threshold)
+    assert np.isnan(crossing_time(a))
+    assert "crossing_time" not in summary(a)
+    a[bounded] = ("time", "eig"), crossed
+    assert crossing_time(a) == summary(a)["crossing_time"] == float(a.time[5])
+    old = a.copy()
+    del old.attrs["stability_threshold_of"]  # as in files of older versions
+    assert crossing_time(old) == float(a.time[5])
+    missing = a.drop_vars(bounded)
+    assert np.isnan(crossing_time(missing))
+    assert summary(missing)["stability_threshold_of"] == summary(a)["stability_threshold_of"]
+
+
+def test_pictures_draw_a_threshold_beside_what_it_bounds():
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot as plt
+
+    gd, adam = (on_a_bowl(method, **options) for method, options, _ in BOUNDED[::2])
+    ax = gradflow.plot.sharpness({"gd": gd, "adam": adam})
+    said = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert said == ["gd", "adam, effective", "2/η = 8", "(2+2β₁)/((1−β₁)η) = 760"]
+    raw = adam.drop_vars(["effective_eigenvalue", "effective_eigenvalue_residual"])
+    ax = gradflow.plot.sharpness({"adam": raw})  # λ₁ of the Hessian has no threshold here
+    assert len(ax.lines) == 1
+    assert ax.get_ylabel() == "sharpness λ₁"
+    crossed = adam.load().copy()
+    crossed.effective_eigenvalue[3:] = 1000.0
+    ax = gradflow.plot.distance(crossed, adam)
+    said = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert said[1].startswith("effective λ₁ crosses (2+2β₁)/((1−β₁)η)")
+    plt.close("all")

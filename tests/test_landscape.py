@@ -943,9 +943,17 @@ def test_the_curve_of_a_range_test(plot, generator):
     assert labels(plot.lr_curve(noisy))[:2] == ["loss", "smoothed loss"]
 
 
-@pytest.mark.parametrize("name", ["contour", "surface", "curve", "lr_curve"])
-def test_what_cannot_be_drawn(plot, name):
-    with pytest.raises(TypeError, match=r"xarray\.Dataset|mapping of names"):
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("contour", "a plane as an xarray.Dataset"),
+        ("surface", "a plane as an xarray.Dataset"),
+        ("curve", "a dataset, or a mapping of names to datasets"),
+        ("lr_curve", "a range test as an xarray.Dataset"),
+    ],
+)
+def test_what_cannot_be_drawn(plot, name, expected):
+    with pytest.raises(TypeError, match=f"Expected {expected}, got list"):
         getattr(plot, name)([1.0, 2.0])
     with pytest.raises(ValueError, match="got a dataset without it"):
         getattr(plot, name)(xr.Dataset())

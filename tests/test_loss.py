@@ -281,8 +281,13 @@ def test_sum_is_divided_by_samples_with_a_warning(generator):
 )
 def test_a_criterion_that_chunks_would_change_is_refused(criterion):
     case = zoo.make("mlp-mse")
-    with pytest.raises(CriterionError, match="can't be computed in chunks"):
-        LossFunction(case.dataset, criterion, case.net)
+    for budget in ({"batch_size": 4}, {"memory_budget": 3_000}):
+        with pytest.raises(CriterionError, match=r"can't be computed in chunks.*Pass batch_size=11"):
+            LossFunction(case.dataset, criterion, case.net, **budget)
+    # At once there is nothing to add up.
+    loss = LossFunction(case.dataset, criterion, case.net, batch_size=11)
+    X, y = case.tensors
+    assert torch.equal(loss(loss.parameters()), criterion(case.net(X), y).detach())
 
 
 def test_dropout_in_train_mode_is_refused_by_name():

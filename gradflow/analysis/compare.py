@@ -10,6 +10,9 @@ import xarray as xr
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
 
+#: What the largest eigenvalue is called, by the variable that has it.
+SHARPNESS = {"eigenvalue": "sharpness", "effective_eigenvalue": "effective_sharpness"}
+
 
 def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset:
     """Measure the distance between two runs as a function of time.
@@ -30,9 +33,11 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
     xarray.Dataset
         On ``time``: ``distance`` ‖a − b‖₂; ``path_length`` of `b` up to then, as the sum of the distances
         between its records; ``relative_distance``, their ratio; ``train_loss_a``, ``train_loss_b``; and
-        ``eigenvalue_a``, ``eigenvalue_b``, the largest of each. Scalars ``crossing_time_a`` and
-        ``crossing_time_b``: when the run's sharpness first rises above its threshold (2/η for ``gd``), for
-        optimisers with recorded eigenvalues; NaN if it doesn't.
+        ``eigenvalue_a``, ``eigenvalue_b``, the largest of each, and ``effective_eigenvalue_a``,
+        ``effective_eigenvalue_b``, the largest of the preconditioned Hessian, where they were recorded. Scalars
+        ``crossing_time_a`` and ``crossing_time_b``: when the sharpness that the run's threshold bounds (2/η for
+        ``gd``) first rises above it; their ``long_name`` says whether that is the sharpness or the effective
+        sharpness. NaN if it doesn't rise above it, or wasn't recorded.
 
     Raises
     ------
@@ -96,14 +101,40 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
     )
     for suffix, run in (("a", a), ("b", b)):
         result[f"train_loss_{suffix}"] = _at(run.train_loss, times, interp)
-        if "eigenvalue" in run:
-            result[f"eigenvalue_{suffix}"] = _at(run.eigenvalue[:, 0], times, interp)
-        result[f"crossing_time_{suffix}"] = crossing_time(run)
+        for name in ("eigenvalue", "effective_eigenvalue"):
+            if name in run:
+                result[f"{name}_{suffix}"] = _at(run[name][:, 0], times, interp)
+        bounded = SHARPNESS.get(bounded_by_threshold(run) or "", "sharpness").replace("_", " ")
+        said = f"first time at which the {bounded} is above the threshold"
+        result[f"crossing_time_{suffix}"] = (), crossing_time(run), {"units": "1", "long_name": said}
     return result
 
 
+def bounded_by_threshold(run: xr.Dataset) -> str | None:
+    """Return the name of the variable whose first column the run's stability threshold bounds.
+
+    Parameters
+    ----------
+    run : xarray.Dataset
+
+    Returns
+    -------
+    str or None
+        ``eigenvalue``, or ``effective_eigenvalue`` for a method that preconditions; recorded or not. None if the run
+        has no threshold, or an older file leaves it open.
+    """
+    if "stability_threshold" not in run.attrs:
+        return None
+    recorded = (name for name in ("effective_eigenvalue", "eigenvalue") if name in run)
+    # Files without the attribute have both spectra of a method that preconditions, or none.
+    bounded: str | None = run.attrs.get("stability_threshold_of", next(recorded, None))
+    return bounded
+
+
 def crossing_time(run: xr.Dataset) -> float:
-    """Give the first recorded time at which the (effective) sharpness is above the run's stability threshold.
+    """Return the first recorded time at which the sharpness that the run's stability threshold bounds is above it.
+
+    That is the effective sharpness, λ₁ of the preconditioned Hessian, for methods that precondition.
 
     Parameters
     ----------
@@ -112,17 +143,17 @@ def crossing_time(run: xr.Dataset) -> float:
     Returns
     -------
     float
-        NaN if it never is, or the run has no threshold or no eigenvalues.
+        NaN if it never is, or the run has no threshold or no such eigenvalues.
     """
-    threshold = run.attrs.get("stability_threshold")
-    if threshold is None or "eigenvalue" not in run:
+    bounded = bounded_by_threshold(run)
+    if bounded is None or bounded not in run:
         return float("nan")
-    above = run.time.values[governing_sharpness(run).values > threshold]
+    above = run.time.values[run[bounded].values[:, 0] > run.attrs["stability_threshold"]]
     return float(above[0]) if len(above) else float("nan")
 
 
-def governing_sharpness(run: xr.Dataset) -> xr.DataArray:
-    """Give the sharpness that decides on stability: of the preconditioned Hessian, for methods that precondition.
+def governing_sharpness(run: xr.Dataset) -> tuple[str, xr.DataArray]:
+    """Return the sharpness that decides on stability: of the preconditioned Hessian, for methods that precondition.
 
     Parameters
     ----------
@@ -130,12 +161,16 @@ def governing_sharpness(run: xr.Dataset) -> xr.DataArray:
 
     Returns
     -------
+    str
+        The variable that it is taken from: ``effective_eigenvalue`` where recorded, else ``eigenvalue``; else
+        ``sharpness_used``, what the steps were sized with.
     xarray.DataArray
-        λ₁ over time; where no eigenvalues were recorded, those that the steps were sized with.
+        λ₁ over time.
     """
-    if "effective_eigenvalue" in run:
-        return run.effective_eigenvalue[:, 0]
-    return run.eigenvalue[:, 0] if "eigenvalue" in run else run.sharpness_used
+    for name in ("effective_eigenvalue", "eigenvalue"):
+        if name in run:
+            return name, run[name][:, 0]
+    return "sharpness_used", run.sharpness_used
 
 
 def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from gradflow.analysis.axes import axes_or_new, with_legend
 from gradflow.analysis.combine import RECORD, separate
-from gradflow.analysis.compare import compare, governing_sharpness, label
+from gradflow.analysis.compare import bounded_by_threshold, compare, governing_sharpness, label
 from gradflow.analysis.landscape_plot import contour, curve, lr_curve, surface
 from gradflow.errors import GradflowError, InvalidInputError, InvalidTypeError, UnknownNameError, suggest
 
@@ -64,7 +64,8 @@ def accuracy(runs: Runs, ax: Axes | None = None) -> Axes:
 def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     """Plot the largest Hessian eigenvalue over time, with the threshold of each optimiser, 2/η for ``gd``.
 
-    For adaptive optimisers that is λ₁ of the preconditioned Hessian.
+    For adaptive optimisers that is λ₁ of the preconditioned Hessian. A threshold is drawn beside the sharpness that it
+    bounds, and beside no other.
 
     Parameters
     ----------
@@ -74,14 +75,20 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     """
     ax = axes_or_new(ax)
     thresholds: dict[float, tuple[str, Any]] = {}
-    for name, run in _named(runs).items():
-        line = _line(ax, governing_sharpness(run), name)
-        if "stability_threshold" in run.attrs:
+    named = _named(runs)
+    drawn = {name: governing_sharpness(run) for name, run in named.items()}
+    effective = [variable == "effective_eigenvalue" for variable, _ in drawn.values()]
+    mixed = any(effective) and not all(effective)
+    for name, (variable, series) in drawn.items():
+        run = named[name]
+        suffix = ", effective" if mixed and variable == "effective_eigenvalue" else ""
+        line = _line(ax, series, name + suffix)
+        # What steps are sized with is λ₁ of the Hessian too.
+        if bounded_by_threshold(run) == ("eigenvalue" if variable == "sharpness_used" else variable):
             value = float(run.attrs["stability_threshold"])
             thresholds.setdefault(value, (_threshold_name(run), line.get_color()))
     for value, (formula, color) in thresholds.items():
         ax.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{formula} = {value:.4g}")
-    effective = ["effective_eigenvalue" in run for run in _named(runs).values()]
     what = "sharpness λ₁, effective where preconditioned" if any(effective) else "sharpness λ₁"
     ax.set(xlabel="time t", ylabel="effective sharpness λ₁" if all(effective) else what)
     return with_legend(_from_zero(ax))
@@ -103,7 +110,8 @@ def distance(a: xr.Dataset, b: xr.Dataset, ax: Axes | None = None, *, interp: bo
     _line(ax, 100 * difference.relative_distance, f"{difference.attrs['a']} − {difference.attrs['b']}")
     crossing = float(difference.crossing_time_a)
     if np.isfinite(crossing):
-        said = f"λ₁ crosses {_threshold_name(a)}, t = {crossing:.4g}"
+        bounded = "effective λ₁" if bounded_by_threshold(a) == "effective_eigenvalue" else "λ₁"
+        said = f"{bounded} crosses {_threshold_name(a)}, t = {crossing:.4g}"
         ax.axvline(crossing, color="0.4", linestyle=":", linewidth=1, label=said)
     ax.set(xlabel="time t", ylabel="distance / path length (%)")
     ax.set_ylim(bottom=0)
@@ -232,7 +240,7 @@ def _panels_of(named: Mapping[str, xr.Dataset]) -> list[str]:
     chosen = ["loss"]
     if any(np.isfinite(run.train_accuracy).any() for run in named.values()):
         chosen.append("accuracy")
-    if any(np.isfinite(governing_sharpness(run)).any() for run in named.values()):
+    if any(np.isfinite(governing_sharpness(run)[1]).any() for run in named.values()):
         chosen.append("sharpness")
     if len(named) == 2:
         try:

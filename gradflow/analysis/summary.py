@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from gradflow.analysis.compare import crossing_time
+from gradflow.analysis.compare import SHARPNESS, bounded_by_threshold, crossing_time
 from gradflow.errors import InvalidInputError
 
 
@@ -20,8 +20,10 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
     -------
     dict
         ``method``, ``status``, ``n_steps``, ``t``, ``train_loss``, ``n_gradients``, ``n_hvps``, ``wall_time``;
-        ``train_accuracy``, ``test_loss``, ``test_accuracy`` where they were recorded; ``sharpness`` (the last
-        λ₁ recorded, else used) and ``stability_threshold``, ``crossing_time`` where there are such.
+        ``train_accuracy``, ``test_loss``, ``test_accuracy`` where they were recorded; ``sharpness``, λ₁ of the Hessian
+        (the last recorded, else used), and ``effective_sharpness``, λ₁ of the preconditioned Hessian (the last
+        recorded), where known; ``stability_threshold``, and in ``stability_threshold_of`` which of the two it
+        bounds; ``crossing_time``, when that one was first above it.
 
     Examples
     --------
@@ -46,12 +48,15 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
     for name in ("train_accuracy", "test_loss", "test_accuracy"):
         if np.isfinite(end[name]):
             result[name] = float(end[name])
-    sharpness = run.eigenvalue[:, 0] if "eigenvalue" in run else run.sharpness_used
-    known = sharpness.values[np.isfinite(sharpness.values)]
-    if len(known):
-        result["sharpness"] = float(known[-1])
+    series = {name: run[variable][:, 0] for variable, name in SHARPNESS.items() if variable in run}
+    for name, sharpness in ({"sharpness": run.sharpness_used} | series).items():
+        known = sharpness.values[np.isfinite(sharpness.values)]
+        if len(known):
+            result[name] = float(known[-1])
     if "stability_threshold" in run.attrs:
         result["stability_threshold"] = float(run.attrs["stability_threshold"])
+        if (bounded := bounded_by_threshold(run)) is not None:
+            result["stability_threshold_of"] = SHARPNESS[bounded]
         if np.isfinite(crossing := crossing_time(run)):
             result["crossing_time"] = crossing
     return result

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -27,7 +26,7 @@ from gradflow.observe import (
     Test,
 )
 from gradflow.plain import to_plain
-from gradflow.record import FileRecord, Layout, MemoryRecord, to_json
+from gradflow.record import FileRecord, Layout, MemoryRecord
 
 
 def make_observers(
@@ -71,6 +70,7 @@ def make_record(
     identity: Mapping[str, str],
     overwrite: bool,
     resume: bool,
+    anew: bool,
     sync_every: float,
     checkpoint_every: float,
 ) -> MemoryRecord | FileRecord:
@@ -106,6 +106,7 @@ def make_record(
         identity,
         overwrite=overwrite,
         resume=resume,
+        anew=anew,
         sync_every=sync_every,
         checkpoint_every=checkpoint_every,
     )
@@ -135,16 +136,6 @@ class Recorder:
         )
 
 
-def identity_of(
-    config: Mapping[str, Any], loss: LossFunction, test: LossFunction | None, theta: Tensor
-) -> dict[str, str]:
-    """Say what makes a run the one that it is: its configuration, its data, its start. By name, as text."""
-    same = {name: to_json(value) for name, value in config.items() if name != "max_wall_time"}
-    data = {"data": loss.fingerprint(), "test data": "none" if test is None else test.fingerprint()}
-    start = hashlib.sha256(to_numpy(theta).tobytes()).hexdigest()
-    return same | data | {"θ₀": f"{theta.numel()} parameters in {theta.dtype}, SHA-256 {start}"}
-
-
 def run_attributes(
     integrator: Integrator, theta: Tensor, projection: RandomProjection | None
 ) -> dict[str, Any]:
@@ -158,10 +149,18 @@ def run_attributes(
         "n_parameters": theta.numel(),
         "stability_threshold": integrator.stability_threshold,
         "stability_threshold_formula": integrator.threshold_formula,
+        "stability_threshold_of": _bounded_by_threshold(integrator),
         "error_norm": integrator.error_norm,
         "projection_kind": projection.kind if projection else None,
         "projection_seed": projection.seed if projection else None,
     }
+
+
+def _bounded_by_threshold(integrator: Integrator) -> str | None:
+    """Return the variable of the file that the stability threshold bounds."""
+    if integrator.stability_threshold is None:
+        return None
+    return "effective_eigenvalue" if integrator.preconditions else "eigenvalue"
 
 
 def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> dict[str, Any]:

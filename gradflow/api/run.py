@@ -7,7 +7,6 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,13 +28,13 @@ from gradflow.api.arguments import (
 from gradflow.api.parts import (
     Recorder,
     end_attributes,
-    identity_of,
     make_observers,
     make_record,
     run_attributes,
     static_variables,
     to_numpy,
 )
+from gradflow.api.resume import check_first_loss, data_attributes, identity_of, open_ended, where_to_record
 from gradflow.checks import check_number
 from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
@@ -43,7 +42,7 @@ from gradflow.integrators import Flow, Integrator
 from gradflow.loss import Loss, LossFunction, as_loss
 from gradflow.observe import Observers, RandomProjection
 from gradflow.plain import from_plain
-from gradflow.record import FileRecord, MemoryRecord, check_attributes, check_output, provenance
+from gradflow.record import FileRecord, MemoryRecord, check_attributes, provenance
 
 
 def integrate(
@@ -138,9 +137,11 @@ def integrate(
         netCDF file to write. Default: the record is kept in memory alone.
     overwrite : bool, default False
         Replace `out` if it exists, when the run ends.
-    resume : path, optional
+    resume : path or "auto", optional
         Go on with the run that was to become this file, from its last checkpoint; `out` may be left out. All other
-        arguments must be those of that run (`max_wall_time` apart).
+        arguments must be those of that run (`max_wall_time` apart). ``"auto"`` goes on with the run that was to become
+        `out`, starts it if there is nothing to go on from, and opens `out` if it has ended: the same call may be made
+        again until the run is done. Another run's file is refused.
     sync_every : float, default 5.0
         Seconds after which records are on disk.
     checkpoint_every : float, default 60.0
@@ -170,6 +171,10 @@ def integrate(
         For a numerical ending, with ``on_failure="raise"``.
     RecordingError
         If records can't be written; all of them are in its ``dataset``.
+    OutputExistsError
+        If `out` is there, or another process writes to it.
+    ResumeError
+        If there is nothing to resume, or it is another run, or holds what isn't known here.
     KeyboardInterrupt
         After SIGINT, when the step is done and the record closed; with the records as its ``dataset``.
 
@@ -217,16 +222,8 @@ def integrate(
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
     if on_failure not in ("return", "raise"):
         raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
-    if resume is not None:
-        if out is not None and Path(out).absolute() != Path(resume).absolute():
-            raise InvalidInputError(
-                f"Expected resume and out to be one file, got {resume} and {out}. Leave out out."
-            )
-        if overwrite:
-            raise InvalidInputError("resume keeps what there is, overwrite discards it: give one of them.")
-        out = resume
-    if out is not None:
-        check_output(Path(out).absolute(), overwrite=overwrite, resume=resume is not None)
+    auto = resume == "auto"
+    out, there = where_to_record(out, resume, overwrite=overwrite)
 
     config = {
         "method": integrator.name,
@@ -247,21 +244,29 @@ def integrate(
         "n_threads": torch.get_num_threads(),
     }
     projection = RandomProjection(n_projections, theta.numel(), projection_seed) if n_projections else None
-    attrs = check_attributes(provenance(config) | run_attributes(integrator, theta, projection))
+    identity = identity_of(config, loss, test, theta)
+    own = run_attributes(integrator, theta, projection) | data_attributes(identity)
+    attrs = check_attributes(provenance(config) | own)
+    if there == "ended" and out is not None:
+        dataset = open_ended(out, identity, loss, theta.device)
+        end = dataset.isel(time=-1)
+        _report_failure(dataset, float(end.time), int(end.step), float(end.train_loss), out, on_failure)
+        return dataset
 
     stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
     groups = {*cadences} | ({"effective"} if n_eigs and integrator.preconditions else set())
     observers = make_observers(loss, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
-    identity = identity_of(config, loss, test, theta) if out is not None else {}
     record = make_record(
-        out, theta, groups, n_eigs, grid, n_projections, attrs, identity, overwrite, resume is not None, sync_every,
-        checkpoint_every,
+        out, theta, groups, n_eigs, grid, n_projections, attrs, identity, overwrite, there == "unfinished", auto,
+        sync_every, checkpoint_every,
     )  # fmt: skip
-    start = None
-    if record.checkpoint is not None:
-        start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
-        observers.load_state_dict(seen)
     try:
+        start = None
+        if record.checkpoint is not None:
+            check_first_loss(record.first_loss(), stepper.point.loss, theta.dtype)
+            start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
+            observers.load_state_dict(seen)
+            record.rewind()
         outcome = run(
             stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress, start=start
         )
@@ -270,7 +275,7 @@ def integrate(
         record.abandon(error)
         raise
     _pass_on(outcome, dataset)
-    _report_failure(outcome, stepper, dataset, out, on_failure)
+    _report_failure(dataset, stepper.t, stepper.n_steps, stepper.point.loss, out, on_failure)
     return dataset
 
 
@@ -302,20 +307,20 @@ def _pass_on(outcome: Outcome, dataset: xr.Dataset) -> None:
 
 
 def _report_failure(
-    outcome: Outcome, stepper: Stepper, dataset: xr.Dataset, out: object, on_failure: str
+    dataset: xr.Dataset, t: float, step: int, loss: float, out: object, on_failure: str
 ) -> None:
-    if outcome.status.success:
+    """Warn of a numerical ending, or raise it; `t`, `step` and `loss` are those of the last good state."""
+    if dataset.attrs["success"]:
         return
-    where = f"The run ended at t = {stepper.t:.6g}, step {stepper.n_steps}, loss {stepper.point.loss:.6g}"
     kept = f"; its record is in {out}" if out is not None else ""
-    message = f"{where}{kept}. {outcome.message}"
+    message = f"The run ended at t = {t:.6g}, step {step}, loss {loss:.6g}{kept}. {dataset.attrs['message']}"
     if on_failure == "raise":
         raise IntegrationError(
             message,
-            status=outcome.status.code,
-            t=stepper.t,
-            step=stepper.n_steps,
-            loss=stepper.point.loss,
+            status=str(dataset.attrs["status"]),
+            t=t,
+            step=step,
+            loss=loss,
             dataset=dataset,
             path=None if out is None else str(out),
         )

@@ -72,10 +72,13 @@ def main() -> None:
     help="Instead of --out: write to DATASET/ARCH/seed_SEED/LOSS/METHOD/OPTIONS.nc in this directory.",
 )
 @click.option(
-    "--resume/--no-resume",
-    default=False,
-    show_default=True,
-    help="Go on with the run that was to become --out, from its last checkpoint. All else must be as it was.",
+    "--resume",
+    is_flag=False,
+    flag_value="checkpoint",
+    default=None,
+    type=click.Choice(["checkpoint", "auto"]),
+    help="Go on with the run that was to become --out, from its last checkpoint, which must be there; auto: start it "
+    "if there is nothing yet, and leave it if it has ended. All else must be as it was.",
 )
 @click.option(
     "--save-model/--no-save-model",
@@ -120,8 +123,10 @@ def run(dataset: str, arch: str, loss: str, **given: Any) -> None:
             )
         if resume and rest["out"] is None:
             raise click.UsageError("--resume needs the name of the run: give --out or --out-dir.")
-        rest["resume"] = rest["out"] if resume else None
-        model = _model_path(rest["out"], overwrite=rest["overwrite"]) if save_model else None
+        rest["resume"] = rest["out"] if resume == "checkpoint" else resume
+        # The weights beside a run that has ended are its own.
+        replace = rest["overwrite"] or (resume == "auto" and rest["out"].exists())
+        model = _model_path(rest["out"], overwrite=replace) if save_model else None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", IntegrationWarning)  # said below
             record = integrate(
@@ -224,7 +229,8 @@ def compare_files(a: Path, b: Path, interp: bool, out: Path | None, overwrite: b
     for name in ("a", "b"):
         crossing = float(result[f"crossing_time_{name}"])
         if np.isfinite(crossing):
-            click.echo(f"λ₁ of {name} first above its threshold at t = {crossing:.6g}")
+            said = result[f"crossing_time_{name}"].attrs["long_name"]
+            click.echo(f"{name}: {said}: t = {crossing:.6g}")
     if out is not None:
         write_atomically(out, lambda target: result.to_netcdf(target, engine="netcdf4"))
         click.echo(f"written to {out}")
@@ -311,12 +317,17 @@ def _print_summary(record: xr.Dataset) -> None:
         "test_loss": "test loss",
         "test_accuracy": "test accuracy",
         "sharpness": "λ₁",
+        "effective_sharpness": "effective λ₁",
         "stability_threshold": record.attrs.get("stability_threshold_formula", "threshold"),
-        "crossing_time": "λ₁ crosses that at t",
         "n_gradients": "gradients",
         "n_hvps": "H·v",
         "wall_time": "seconds",
     }
-    for name, value in summary(record).items():
+    found = summary(record)
+    if "stability_threshold_of" in found:
+        bounded = labels[str(found["stability_threshold_of"])]
+        found["stability_threshold_of"] = bounded
+        labels |= {"stability_threshold_of": "bounds", "crossing_time": f"{bounded} crosses at t"}
+    for name, value in found.items():
         shown = f"{value:.6g}" if isinstance(value, float) else str(value)
         click.echo(f"{labels.get(name, name):<20} {shown}")

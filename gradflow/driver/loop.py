@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from gradflow.autocast import without_autocast
 from gradflow.collective import agree
 from gradflow.driver.interrupts import Interrupts
 from gradflow.driver.progress import Progress
@@ -278,6 +279,7 @@ class _Run:
         return status
 
 
+@without_autocast()
 def run(
     stepper: Stepper,
     schedule: Schedule,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradflow.autocast import without_autocast
 from gradflow.collective import agree
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.status import NumericalFailure, Status
@@ -87,6 +88,7 @@ class Stepper:
         Fail on a step that raises the loss instead of accepting it.
     """
 
+    @without_autocast()
     def __init__(self, integrator: Integrator, flow: Flow, theta: Tensor) -> None:
         self.integrator = integrator
         self.flow = flow
@@ -109,6 +111,7 @@ class Stepper:
         """Time now."""
         return self._clock.t
 
+    @without_autocast()
     def advance(
         self, target: float = math.inf, *, with_gradient: bool = False, with_eigenvectors: bool = False
     ) -> StepReport:

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.integrators.error_control import Attempt, ErrorControlled
+from gradflow.integrators.error_control import Attempt, Control, ErrorControlled, norm
 from gradflow.integrators.flow import Point
 from gradflow.integrators.krylov import DenseSpace, KrylovSpace, PhiSpace, Term
 from gradflow.integrators.step_rules import divide
+from gradflow.integrators.unseen import search
 from gradflow.loss import LossFunction
+from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
 #: Largest P for which the dense Hessian is the default.
@@ -32,6 +35,30 @@ _SHORTER = 0.8
 _FIRST_LOOK = 3
 #: Ritz pairs that are handed on.
 _HANDED_ON = 6
+#: Steps after which eigenvectors that F has no part in are looked for again.
+_SEARCH_EVERY = 40
+#: Exponent of a growth within a step that a space may miss: what it hasn't seen, it extrapolates to there.
+_GROWTH = 1.0
+
+
+@restorable
+@dataclass(frozen=True)
+class _Unseen:
+    """What is known of the directions that F has little or no part in.
+
+    Attributes
+    ----------
+    exists : bool
+        One that it has no part in was found: φ-functions are computed to rounding from there on.
+    lowest : float
+        The smallest eigenvalue of H that was seen last.
+    age : int
+        Steps since the last search.
+    """
+
+    exists: bool
+    lowest: float
+    age: int
 
 
 def norm_of(z: np.ndarray) -> float:
@@ -46,13 +73,41 @@ class _Local:
     ----------
     F : ndarray
         −∇L at the point.
+    unseen : _Unseen or None
+        What F hardly sees; None in a dense space, where every direction is as exact as the next.
+    to_rounding : bool
+        φ-functions are computed to rounding, whatever the tolerance.
     """
 
-    def __init__(self, point: Point, space: PhiSpace) -> None:
+    def __init__(self, point: Point, space: PhiSpace, unseen: _Unseen | None = None) -> None:
         self.space = space
+        self.unseen = unseen
+        self.to_rounding = unseen is not None and unseen.exists
         self._point = point
         self._counted = 0
         self.F = space.coordinates(-point.gradient)
+
+    def allowed(self, h: float, tol: float) -> float:
+        """Give the error that a φ-function's action may have in a step of size h."""
+        if not self.to_rounding:
+            return tol
+        θ, F = self._point.theta, self._point.gradient
+        return min(tol, torch.finfo(θ.dtype).eps * (norm(θ) + h * norm(F)))
+
+    def resolve(self, F: Term, tol: float) -> float:
+        """Grow the space for h φ₁(−hH) F; give the error.
+
+        Where H has negative curvature that matters to the step and that the space doesn't see, it grows on until
+        the error is one of rounding: a direction that grows along the flow is followed from its first digit on.
+        """
+        error = self.space.resolve([F], self.allowed(F.h, tol), room=_FIRST)
+        if self.unseen is None or self.to_rounding:
+            return error
+        seen = min(0.0, *self.space.eigenvalues()[:1])
+        if F.h * (seen - self.unseen.lowest) <= _GROWTH:
+            return error
+        self.to_rounding = True
+        return self.space.resolve([F], self.allowed(F.h, tol), room=_FIRST)
 
     def φ(self, k: int, h: float, b: np.ndarray, tol: float) -> np.ndarray:
         """Give h φₖ(−hH) b to a tolerance."""
@@ -68,6 +123,10 @@ class _Local:
             point.flow(point.theta + space.vector(u)) + point.gradient + space.vector(space.times_H(u))
         )
 
+    def stage_tol(self, tol: float, u: np.ndarray) -> float:
+        """Give the error that a stage may have beyond the step's, for a step of about the length of u."""
+        return tol if self.to_rounding else max(tol, _STAGE * norm_of(u))
+
     def count(self) -> None:
         """Charge the products since the last time to the run."""
         self._point.flow.cost.n_hvps += self.space.n_hvp - self._counted
@@ -80,8 +139,12 @@ class ExponentialRosenbrock(ErrorControlled):
 
     With H the Hessian at θₙ and F = −∇L(θₙ), the linear part of the flow around θₙ is followed exactly by
     φ-functions of −hH; what remains, D(U) = −∇L(U) − F + H (U − θₙ), is small of second order and not
-    stiff. So the step is limited by accuracy alone, whatever λ₁ is. Options beside those of
-    :class:`ErrorControlled`:
+    stiff. So the step is limited by accuracy alone, whatever λ₁ is.
+
+    The action of a φ-function is computed to a part of the tolerance. Where that isn't enough, it is computed to
+    rounding: where an eigenvector of H has no part in F, because of a symmetry that the flow is to keep, and where
+    something that F hardly sees grows along negative curvature, and so decides when the flow leaves a saddle
+    (:mod:`gradflow.integrators.unseen`). Options beside those of :class:`ErrorControlled`:
 
     Parameters
     ----------
@@ -120,12 +183,25 @@ class ExponentialRosenbrock(ErrorControlled):
     def _is_dense(self, P: int) -> bool:
         return P <= DENSE_BELOW if self.dense is None else self.dense
 
-    def prepare(self, point: Point, memory: None) -> _Local:
+    def prepare(self, point: Point, memory: _Unseen | None) -> _Local:
         """Make the space in which φ-functions are computed; attempts at one point share it."""
         H = point.linearization
         if self._is_dense(point.theta.numel()):
             return _Local(point, DenseSpace(H))
-        return _Local(point, KrylovSpace(H, self.max_basis or _MAX_BASIS))
+        if memory is None or (memory.age >= _SEARCH_EVERY and not memory.exists):
+            found = search(H, point.gradient)
+            point.flow.cost.n_hvps += found.n_hvp
+            lowest = found.lowest if memory is None else min(found.lowest, memory.lowest)
+            memory = _Unseen(found.unseen, lowest, age=0)
+        return _Local(point, KrylovSpace(H, self.max_basis or _MAX_BASIS), memory)
+
+    def memory(self, local: _Local) -> _Unseen | None:
+        """Carry on what F hardly sees, which a space that is large enough has seen all the same."""
+        if local.unseen is None:
+            return None
+        λ = local.space.eigenvalues()
+        lowest = float(λ[0]) if len(λ) else local.unseen.lowest
+        return dataclasses.replace(local.unseen, lowest=lowest, age=local.unseen.age + 1)
 
     def first_size(self, point: Point, local: _Local) -> float:
         """Give the inverse of the largest |eigenvalue| that F sees within a few products."""
@@ -137,11 +213,11 @@ class ExponentialRosenbrock(ErrorControlled):
         """Try a step of size h."""
         space, θ, allowed = local.space, point.theta, self.krylov_tol * tol
         F = Term(1, h, local.F)
-        while space.resolve([F], allowed, room=_FIRST) > allowed:
+        while local.resolve(F, allowed) > allowed:
             F = dataclasses.replace(F, h=_SHORTER * F.h)
         h = F.h
-        terms = [Term(k, h, b) for k, b in self.terms(local, h, allowed).items()]
-        leak = space.resolve(terms, allowed)
+        terms = [Term(k, h, b) for k, b in self.terms(local, h, local.allowed(h, allowed)).items()]
+        leak = space.resolve(terms, local.allowed(h, allowed))
         local.count()
         error = norm_of(space.evaluate(terms[-1]))
 
@@ -157,6 +233,10 @@ class ExponentialRosenbrock(ErrorControlled):
 
         θ(tₙ + sh) = θₙ + Σₖ sᵏ⁻¹ (sh) φₖ(−shH) bₖ is of the method's order.
         """
+
+    def refused(self, h: float, state: Control) -> Control:
+        """Go on from half the size, with what is known of directions that F hardly sees."""
+        return Control(h / 2, state.memory)
 
     def pairs(self, local: _Local) -> Eigenpairs | None:
         """Give the top Ritz pairs; none where F was too small to need any."""
@@ -207,6 +287,6 @@ class Exprb43(ExponentialRosenbrock):
         φ, D, F = local.φ, local.D, local.F
         u2 = φ(1, h / 2, F, tol)
         D2 = D(u2)
-        u3 = φ(1, h, F, tol) + φ(1, h, D2, max(tol, _STAGE * norm_of(u2)))
+        u3 = φ(1, h, F, tol) + φ(1, h, D2, local.stage_tol(tol, u2))
         D3 = D(u3)
         return {1: F, 3: 16 * D2 - 2 * D3, 4: -48 * D2 + 12 * D3}

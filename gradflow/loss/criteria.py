@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -14,6 +13,9 @@ from torch.nn import functional as F
 from gradflow.errors import ConventionWarning, CriterionError
 
 Reduction = Literal["mean", "none", "sum"]
+Weighting = Literal["items", "counted", "rows", "elements"]
+
+_COUNTING = (F.cross_entropy, F.nll_loss)
 
 
 class HalfSquaredError(nn.Module):
@@ -45,9 +47,8 @@ class ChunkedCriterion:
     """A criterion over data in chunks: which share of the whole each chunk's value is.
 
     With ``reduction="mean"`` the value on chunk c is kept as the criterion gives it and enters with weight
-    d_c/Σd, where d is the criterion's own denominator: the number of samples, or, for cross-entropy and
-    negative log-likelihood with class weights or ``ignore_index``, the total weight of the targets that
-    count. One chunk has weight 1, so its value is the criterion's, bit for bit.
+    d_c/Σd, where d is what the criterion averages over. One chunk has weight 1, so its value is the
+    criterion's, bit for bit.
 
     Parameters
     ----------
@@ -55,25 +56,41 @@ class ChunkedCriterion:
         ``criterion(output, target) -> Tensor``. Never changed.
     reduction : {"mean", "none", "sum"}
         As found by :func:`resolve_reduction`.
+
+    Attributes
+    ----------
+    weighted_by : {"items", "counted", "rows", "elements"}
+        What d counts: items of the data set; the targets that count in cross-entropy and negative log-likelihood
+        (with class weights and ``ignore_index``), by weight; rows or elements of the target.
     """
 
     def __init__(self, criterion: Callable[..., Tensor], reduction: Reduction) -> None:
         self.criterion = criterion
         self.reduction = reduction
+        self.weighted_by: Weighting = "items"
 
-    def denominator(self, target: Tensor, n_samples: int) -> float:
-        """Give d_c of one chunk: samples, or the weight of the targets that count."""
-        criterion = self.criterion
-        if self.reduction != "mean" or target.is_floating_point():
-            return float(n_samples)
-        if criterion is F.cross_entropy or criterion is F.nll_loss:
-            return float((target != -100).sum())  # their default ignore_index
-        if not isinstance(criterion, nn.CrossEntropyLoss | nn.NLLLoss):
-            return float(n_samples)
-        counted = target[target != criterion.ignore_index]
-        if criterion.weight is None:
+    def candidates(self, target: Tensor) -> list[Weighting]:
+        """Return what the criterion may average over, the most likely first."""
+        if self.reduction != "mean":
+            return ["items"]
+        counts = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss) or self.criterion in _COUNTING
+        return ["counted"] if counts and not target.is_floating_point() else ["items", "rows", "elements"]
+
+    def denominator(self, target: Tensor, n_items: int, weighted_by: Weighting | None = None) -> float:
+        """Return d_c of one chunk."""
+        match weighted_by or self.weighted_by:
+            case "items":
+                return float(n_items)
+            case "rows":
+                return float(len(target))
+            case "elements":
+                return float(target.numel())
+        ignored = getattr(self.criterion, "ignore_index", -100)  # the functions' default
+        counted = target[target != ignored]
+        weight = getattr(self.criterion, "weight", None)
+        if weight is None:
             return float(counted.numel())
-        return float(criterion.weight.detach().double().to(counted.device)[counted].sum())
+        return float(weight.detach().double().to(counted.device)[counted].sum())
 
     def share(
         self, evaluate: Callable[..., Tensor], output: Tensor, target: Tensor, d: float, total: float
@@ -122,45 +139,24 @@ def resolve_reduction(criterion: Callable[..., Any], value: Tensor, n_samples: i
     )
 
 
-def check_additive(
-    chunked: ChunkedCriterion, evaluate: Callable[..., Tensor], output: Tensor, target: Tensor
-) -> None:
-    """Refuse a criterion whose value on the whole isn't the sum of its shares on chunks.
-
-    Parameters
-    ----------
-    chunked : ChunkedCriterion
-    evaluate : callable
-        The criterion, where the output is.
-    output, target : Tensor, shape (n, …)
-        A sample of the network's outputs with their targets; cut here into chunks of unequal length.
-    """
-    n = len(output)
-    if n < 2 or len(target) != n:
+def check_broadcast(evaluate: Callable[..., Tensor], output: Tensor, target: Tensor) -> None:
+    """Refuse outputs and targets that are of one size but not of one shape, where the criterion pairs all with all."""
+    if (
+        output.shape == target.shape
+        or output.numel() != target.numel()
+        or not target.is_floating_point()
+        or len(output) < 2
+    ):
         return
-    whole = evaluate(output, target)
-    expected = float(whole.sum()) / n if chunked.reduction != "mean" else float(whole)
-    cuts = sorted({0, max(1, n // 3), max(1, n - 1), n})
-    bounds = list(pairwise(cuts))
-    denominators = [chunked.denominator(target[a:b], b - a) for a, b in bounds]
-    total = sum(denominators)
-    if total == 0:
+    try:
+        paired = evaluate(output.clone(), target.clone().reshape(output.shape)).sum()
+    except Exception:  # not a shape that the criterion takes
         return
-    shares = [
-        float(chunked.share(evaluate, output[a:b], target[a:b], d, total))
-        for (a, b), d in zip(bounds, denominators, strict=True)
-        if d > 0
-    ]
-    got = sum(shares)
-    # Where terms of either sign cancel, rounding is relative to the terms.
-    single = [float(evaluate(output[i : i + 1], target[i : i + 1]).sum()) for i in range(min(n, 16))]
-    scale = max(abs(expected), sum(map(abs, shares)), max((abs(v) for v in single if v == v), default=0.0))
-    if abs(got - expected) > 1e3 * torch.finfo(output.dtype).eps * scale:
-        shapes = f" Outputs and targets have shapes {tuple(output.shape)} and {tuple(target.shape)}."
+    value = evaluate(output.clone(), target.clone()).sum()
+    if not torch.allclose(value, paired, rtol=1e3 * torch.finfo(output.dtype).eps, equal_nan=True):
         raise CriterionError(
-            f"The criterion can't be computed in chunks: on {n} samples at once it gives {expected:.9g}, over "
-            f"chunks {got:.9g}. Expected a mean over samples. A criterion that sums, or that couples samples, "
-            'must be given with reduction="none" (or "sum"), or return one value per sample.' + shapes
+            f"The criterion pairs each output with each target: outputs and targets have shapes {tuple(output.shape)} "
+            f"and {tuple(target.shape)}. Give the targets the shape of the outputs."
         )
 
 

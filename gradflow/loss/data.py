@@ -111,6 +111,11 @@ class ChunkedData:
         """Number of chunks, the last of which may be shorter."""
         return -(-self.n_samples // self.chunk_size)
 
+    def items_per_chunk(self) -> list[int]:
+        """Return how many items each chunk has."""
+        N, size = self.n_samples, self.chunk_size
+        return [min(size, N - start) for start in range(0, N, size)]
+
     def cut(self, chunk_size: int, budget: int) -> None:
         """Fix the chunk size, and whether the data stay in memory within `budget` bytes."""
         self.chunk_size = chunk_size
@@ -120,8 +125,11 @@ class ChunkedData:
 
     def head(self, n: int, *, spread: bool = False) -> Chunk:
         """Collate n items: the first ones, or `spread` evenly over the data set."""
-        indices = [i * self.n_samples // n for i in range(n)] if spread else list(range(n))
-        return self.rows(torch.as_tensor(indices, device="cpu"))
+        return self.rows(self.spread(n) if spread else torch.arange(n, device="cpu"))
+
+    def spread(self, n: int) -> Tensor:
+        """Return n row numbers, shape (n,), spread evenly over the data set."""
+        return torch.as_tensor([i * self.n_samples // n for i in range(n)], device="cpu")
 
     def rows(self, rows: Tensor) -> Chunk:
         """Collate the items of the given numbers, shape (n,)."""

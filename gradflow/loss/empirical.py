@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -14,11 +15,23 @@ from torch.utils.data import Dataset
 
 from gradflow.checks import check_count
 from gradflow.collective import agree
-from gradflow.errors import InvalidInputError, InvalidTypeError, NonDeterministicLossError
-from gradflow.loss.criteria import ChunkedCriterion, check_additive, resolve_reduction
-from gradflow.loss.data import Chunk, ChunkedData, cast, default_memory_budget, move
+from gradflow.errors import (
+    CriterionError,
+    GradflowError,
+    InvalidInputError,
+    InvalidTypeError,
+    NonDeterministicLossError,
+)
+from gradflow.loss.additivity import Evaluated, weigh_chunks
+from gradflow.loss.checkpointing import refuse_reentrant, refusing_reentrant
+from gradflow.loss.criteria import ChunkedCriterion, check_broadcast, resolve_reduction
+from gradflow.loss.data import Chunk, ChunkedData, default_memory_budget, move
+from gradflow.loss.memory import graph_bytes
+from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
 from gradflow.loss.numerics import exact_derivatives
 from gradflow.loss.parameters import ParameterLayout
+from gradflow.loss.placement import Placement, check_replaceable
+from gradflow.loss.second_derivatives import SecondDerivatives
 from gradflow.loss.source import Term
 
 _PROBE_SAMPLES = 256
@@ -27,9 +40,6 @@ _KINKED = (
     nn.Softshrink, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
     nn.AdaptiveMaxPool3d,
 )  # fmt: skip
-# Bytes of a twice differentiable graph over the bytes that the forward pass saves: the backward pass saves
-# about as much again, and each differentiation needs room for its own temporaries.
-_GRAPH_FACTOR = 4
 # Samples × parameters up to which calls cost more than arithmetic, so that batched products are faster.
 _CALL_BOUND = 2**20
 
@@ -78,30 +88,38 @@ class EmpiricalRisk:
             raise InvalidTypeError(
                 f"Expected criterion to be a callable (output, target) -> loss, got {type(criterion).__name__}."
             )
+        check_replaceable(net)
         self.net = net
         self.criterion = criterion
         self.layout = ParameterLayout(net)
         self.n_parameters: int | None = self.layout.n_parameters
         self.names = self.layout.names
         self.device, self.dtype = _device_and_dtype(net)
+        refuse_moving_norms(net)
+        self.second = SecondDerivatives()
         self.data = ChunkedData(dataset, loader_options)
         self._loader_options = loader_options
         self.allow_tf32 = allow_tf32
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in net.modules())
-        self._has_buffers = next(net.buffers(), None) is not None
+        self._weight_norm = has_weight_norm(net)
         self._modes = [(m, m.training) for m in net.modules()]
-        self._hooked = [m for m in net.modules() if m._forward_pre_hooks]
+        self._placement: Placement | None = None
+        self.recomputes = True  # until it is known
         self._writes_inputs = False
+        self._takes_only_all = False
         self.memory_budget = default_memory_budget(self.device) if memory_budget is None else memory_budget
         check_count("memory_budget", self.memory_budget, least=1)
 
         cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda), self.settings(self.layout.flatten()):
-            self._probe(batch_size)
+        theta = self.layout.flatten()
+        trainable = [p for p in net.parameters() if p.requires_grad]
+        with torch.random.fork_rng(devices=cuda), self.settings(theta), refusing_reentrant():
+            with self.in_place(self.leaves(theta)):
+                self._probe(batch_size, trainable)
 
     def subset(self, rows: Sequence[int]) -> EmpiricalRisk:
         """Give the same loss over some samples, in chunks of the same size."""
-        return EmpiricalRisk(
+        part = EmpiricalRisk(
             self.data.subset(rows),
             self.criterion,
             self.net,
@@ -110,36 +128,56 @@ class EmpiricalRisk:
             allow_tf32=self.allow_tf32,
             loader_options=self._loader_options,
         )
+        part.second = self.second
+        return part
 
     # ------------------------------------------------------------------ at construction
 
-    def _probe(self, batch_size: int | None) -> None:
+    def _probe(self, batch_size: int | None, trainable: Sequence[Tensor]) -> None:
         """Find out reduction, outputs, memory and chunk size, and refuse what can't be trusted."""
-        n = min(self.data.n_samples, 4)
-        if n == 1:
+        if self.data.n_samples == 1:
             self._check_batch_norm()
-        output, target = self._forward_here(self.data.head(n))
+        output, target = self._forward_on_a_few(batch_size)
         self.n_outputs = output[0].numel()
         reduction = resolve_reduction(self.criterion, self._evaluator(output)(output, target), len(output))
         self.chunked = ChunkedCriterion(self.criterion, reduction)
-        self._graph_bytes_per_sample = _GRAPH_FACTOR * self._saved_bytes_per_sample()
+        self._check_what_the_criterion_reads(output, target, trainable)
+        self.recomputes = self._finds_recomputation()
+        self._graph_bytes_per_sample = self._measure_graph()
 
         self.data.cut(self._chunk_size(batch_size), self.memory_budget)
         self._check_batch_norm()
-        m = min(self.data.n_samples, _PROBE_SAMPLES, max(16, self.data.chunk_size))
-        first, second = self.data.head(m, spread=True), self.data.head(m, spread=True)
+        rows = self.data.spread(self._few(min(_PROBE_SAMPLES, max(16, self.data.chunk_size))))
+        first, second = self.data.rows(rows), self.data.rows(rows)
         output, target = self._forward_here(first)
         again, target_again = self._forward_here(second)
         self.classifies = count_correct(self.criterion, output, target)[1] > 0
         self._check_deterministic(first, second, (output, target), (again, target_again))
-        check_additive(self.chunked, self._evaluator(output), output, target)
-        if reduction == "mean" and self.data.n_chunks > 1:
-            self._denominators = [
-                self.chunked.denominator(target, len(inputs[0])) for inputs, target in self.data.host_chunks()
-            ]
-        else:
-            size, total = self.data.chunk_size, self.data.n_samples
-            self._denominators = [float(min(size, total - i)) for i in range(0, total, size)]
+        check_broadcast(self._evaluator(output), output, target)
+        self._denominators = self._weigh_chunks(rows, output, batch_size)
+
+    def _few(self, n: int) -> int:
+        """Return on how many samples to try something for which n would do."""
+        return self.data.n_samples if self._takes_only_all else min(n, self.data.n_samples)
+
+    def _forward_on_a_few(self, batch_size: int | None) -> tuple[Tensor, Tensor]:
+        """Give (outputs, targets) of four samples; of all, if the criterion takes nothing else (a matrix of pairs)."""
+        N = self.data.n_samples
+        try:
+            self._forward_here(self.data.head(self._few(2)))
+            return self._forward_here(self.data.head(self._few(4)))
+        except GradflowError:
+            raise
+        except Exception as error:
+            if N <= 2:
+                raise
+            if N > max(_PROBE_SAMPLES, batch_size or 0):
+                error.add_note(
+                    f"This was on at most 4 samples. If it needs all of them, pass batch_size={N}."
+                )
+                raise
+            self._takes_only_all = True
+            return self._forward_here(self.data.head(N))
 
     def _chunk_size(self, batch_size: int | None) -> int:
         N = self.data.n_samples
@@ -150,26 +188,94 @@ class EmpiricalRisk:
         # A power of two, so that the same choice is made again when the free memory is about the same.
         return int(agree(N if fitting >= N else 1 << max(0, fitting.bit_length() - 1)))
 
-    def _saved_bytes_per_sample(self) -> int:
-        """Measure what a forward pass saves for its gradient, per sample."""
-        N = self.data.n_samples
-        small, large = (2, 4) if N >= 4 else (N, N)
-        saved = {n: self._saved_bytes(n) for n in {small, large}}
-        return (saved[4] - saved[2]) // 2 if N >= 4 else saved[N] // N
+    def _measure_graph(self) -> int:
+        """Measure what the graph of a gradient takes, per sample."""
+        small, large = self._few(2), self._few(4)
+        if (small, large) == (2, 4):
+            return (self._graph_bytes(large) - self._graph_bytes(small)) // 2
+        return self._graph_bytes(large) // large
 
-    def _saved_bytes(self, n: int) -> int:
-        sizes: dict[tuple[int, int], int] = {}
+    def _graph_bytes(self, n: int) -> int:
+        leaves = self._trainable_leaves()
+        with self.in_place(leaves):
+            return graph_bytes(lambda: self._value_here(n), leaves, recomputes=self.recomputes)
 
-        def pack(tensor: Tensor) -> Tensor:
-            sizes[tensor.data_ptr(), tensor.numel()] = tensor.numel() * tensor.element_size()
-            return tensor
+    def _value_here(self, n: int) -> Tensor:
+        """Evaluate the criterion, and sum, on n samples with the leaves that are in place."""
+        inputs, target = move(self.data.head(n), self.device, self.dtype)
+        output = self._forward(inputs)
+        return self._evaluator(output)(output, target).sum()
 
-        chunk = move(self.data.head(n), self.device, self.dtype)
-        leaves = [p.requires_grad_(True) for p in self.leaves(self.layout.flatten())]
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = self._forward(leaves, chunk[0])
-            self._evaluator(output)(output, chunk[1])
-        return sum(sizes.values())
+    def _trainable_leaves(self) -> list[Tensor]:
+        return [leaf.detach().requires_grad_(True) for leaf in self.leaves(self.layout.flatten())]
+
+    def _finds_recomputation(self) -> bool:
+        """Find out whether differentiation reads the net again: with NaN for its weights, the gradient changes."""
+        leaves = self._trainable_leaves()
+        with torch.enable_grad(), self.in_place(leaves):
+            value = self._value_here(self._few(2))
+            if not value.requires_grad:
+                return False
+            refuse_reentrant(value)
+            try:
+                here = torch.autograd.grad(value, leaves, retain_graph=True, allow_unused=True)
+            except RuntimeError:  # no derivative: whoever asks for it is told
+                return False
+        with self.in_place([torch.full_like(leaf, torch.nan) for leaf in leaves]):
+            try:
+                elsewhere = torch.autograd.grad(value, leaves, allow_unused=True)
+            except RuntimeError:
+                return True
+        return any(
+            a is not None and b is not None and bool((a.isnan() != b.isnan()).any())
+            for a, b in zip(here, elsewhere, strict=True)
+        )
+
+    def _check_what_the_criterion_reads(
+        self, output: Tensor, target: Tensor, trainable: Sequence[Tensor]
+    ) -> None:
+        """Refuse a criterion that depends on tensors that require a gradient and aren't in θ."""
+        evaluate = self._evaluator(output)
+        with torch.enable_grad():
+            value = evaluate(output.detach().clone(), target.clone()).sum()
+            if value.requires_grad:
+                captured = torch.autograd.grad(value, trainable, allow_unused=True)
+                raise CriterionError(
+                    "The criterion holds parameters of the net that were taken out of it before. They would be "
+                    "constants: call net.parameters() inside the criterion instead."
+                    if any(g is not None for g in captured)
+                    else "The criterion depends on tensors that require a gradient and aren't the net's: "
+                    "they aren't in θ, and are never trained. Make them parameters of the net, or freeze them with "
+                    "requires_grad_(False)."
+                )
+            with self.in_place(self._trainable_leaves()):
+                self._reads_weights = evaluate(output.detach().clone(), target.clone()).requires_grad
+
+    def _weigh_chunks(self, rows: Tensor, output: Tensor, batch_size: int | None) -> list[float]:
+        """Give how much each chunk has of what the criterion averages over."""
+        if self.data.n_chunks == 1:
+            return [float(self.data.n_samples)]
+        if self._reads_weights and self.chunked.reduction == "sum":
+            raise CriterionError(
+                'A criterion with reduction="sum" that reads the weights of the net counts them once per chunk. Use '
+                'reduction="mean", where they count once.'
+            )
+        N, MiB = self.data.n_samples, 2.0**20
+        remedy = f"Pass batch_size={N}"
+        if batch_size is None:
+            remedy += (
+                f", which takes about {self._graph_bytes_per_sample * N / MiB:.3g} MiB (memory_budget is "
+                f"{self.memory_budget / MiB:.3g} MiB)"
+            )
+        with torch.no_grad():
+            return weigh_chunks(
+                self.data, self.chunked, self._evaluator(output), self._outputs_on, rows, f"{remedy}."
+            )
+
+    def _outputs_on(self, rows: Tensor) -> Evaluated:
+        """Evaluate the net on some items, with the leaves that are in place."""
+        inputs, target = move(self.data.rows(rows), self.device, self.dtype)
+        return Evaluated(self._forward(inputs), target, len(rows))
 
     def _forward_here(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
         """Give (outputs, targets) of a chunk at the net's present weights; see what the net writes to."""
@@ -177,8 +283,8 @@ class EmpiricalRisk:
         theta = self.layout.flatten()
         versions = [t._version for t in inputs], theta._version
         random_state = self._random_state()
-        with torch.no_grad():
-            output = self._forward(self.leaves(theta), inputs)
+        with torch.no_grad(), self.in_place(self.leaves(theta)):
+            output = self._forward(inputs)
             self._evaluator(output)(output.clone(), target.clone())
         if not torch.equal(random_state, self._random_state()):
             raise NonDeterministicLossError(self._random_message("The loss draws random numbers"))
@@ -254,10 +360,14 @@ class EmpiricalRisk:
             if d > 0 or total == 0:
                 yield self._term(inputs, target, d, total)
 
-    def terms_of(self, chunks: Sequence[Chunk]) -> Iterator[Term]:
-        """Give the terms of the mean over other chunks than those of the whole."""
+    def terms_of(self, chunks: Sequence[Chunk], n_items: Sequence[int]) -> Iterator[Term]:
+        """Give the terms of the mean over other chunks than those of the whole, of so many items each."""
         self._check_modes()
-        denominators = [self.chunked.denominator(target, len(inputs[0])) for inputs, target in chunks]
+        denominators = [float(n) for n in n_items]
+        if len(chunks) > 1:
+            denominators = [
+                self.chunked.denominator(target, n) for (_, target), n in zip(chunks, n_items, strict=True)
+            ]
         total = sum(denominators)
         for (inputs, target), d in zip(chunks, denominators, strict=True):
             if d > 0 or total == 0:
@@ -272,7 +382,9 @@ class EmpiricalRisk:
 
     def _term(self, inputs: tuple[Tensor, ...], target: Tensor, d: float, total: float) -> Term:
         def term(leaves: Sequence[Tensor]) -> Tensor:
-            output = self._forward(leaves, inputs)
+            assert self._placement is not None
+            assert self._placement.leaves is leaves
+            output = self._forward(inputs)
             return self.chunked.share(self._evaluator(output), output, target, d, total)
 
         return term
@@ -282,7 +394,10 @@ class EmpiricalRisk:
         if self.data.n_chunks == 1:
             return True
         scale = theta.element_size() / self.dtype.itemsize
-        return scale * self._graph_bytes_per_sample * self.data.n_samples <= self.memory_budget
+        graphs = scale * self._graph_bytes_per_sample * self.data.n_samples
+        # of P numbers: each chunk's gradient, their sum, and θ
+        vectors = (self.data.n_chunks + 2) * self.layout.n_parameters * theta.element_size()
+        return graphs + vectors <= self.memory_budget
 
     def batches_products(self, theta: Tensor) -> bool:
         """Where calls cost more than arithmetic (benchmarks/oracle.py)."""
@@ -290,7 +405,12 @@ class EmpiricalRisk:
 
     def settings(self, theta: Tensor) -> Any:
         """Evaluate with kernels that have second derivatives, TF32 off unless asked for."""
-        return exact_derivatives(theta.device, allow_tf32=self.allow_tf32, recurrent=self._recurrent)
+        return exact_derivatives(
+            theta.device,
+            allow_tf32=self.allow_tf32,
+            recurrent=self._recurrent,
+            weight_norm=self._weight_norm,
+        )
 
     @property
     def kinks(self) -> list[str]:
@@ -335,12 +455,12 @@ class EmpiricalRisk:
         total, D = 0.0, sum(self._denominators)
         n_correct = n_counted = 0
         leaves = self.leaves(theta.detach())
-        with self.settings(theta), torch.no_grad():
+        with self.settings(theta), torch.no_grad(), self.in_place(leaves):
             chunks = self.data.on(theta.device, theta.dtype)
             for (inputs, target), d in zip(chunks, self._denominators, strict=True):
                 if d == 0 and D > 0:
                     continue
-                output = self._forward(leaves, inputs)
+                output = self._forward(inputs)
                 total += float(self.chunked.share(self._evaluator(output), output, target, d, D))
                 correct, counted = count_correct(self.criterion, output, target)
                 n_correct += correct
@@ -349,26 +469,30 @@ class EmpiricalRisk:
 
     # ------------------------------------------------------------------ the net at θ
 
-    def _forward(self, leaves: Sequence[Tensor], inputs: tuple[Tensor, ...]) -> Tensor:
-        """Give the net's output with `leaves` for its parameters; the net itself stays as it is."""
-        device, dtype = leaves[0].device, leaves[0].dtype
-        state: dict[str, Tensor] = dict(zip(self.layout.names, leaves, strict=True))
-        if (device, dtype) != (self.device, self.dtype):
-            for name, frozen in self.net.named_parameters():
-                if name not in state:
-                    state[name] = cast(frozen, device, dtype)
-        if self._has_buffers:
-            # Copies: batch-norm in train mode writes its running statistics into them.
-            state |= {name: cast(b, device, dtype).clone() for name, b in self.net.named_buffers()}
+    def outputs(self, theta: Tensor, chunk: Chunk) -> Tensor:
+        """Return the net's outputs at θ, shape (n, …), on a chunk of θ's device and dtype, without derivatives."""
+        with self.settings(theta), torch.no_grad(), self.in_place(self.leaves(theta.detach())):
+            return self._forward(chunk[0])
+
+    @contextmanager
+    def in_place(self, leaves: Sequence[Tensor]) -> Iterator[None]:
+        """Put the leaves into the net, for evaluation and differentiation; it comes back as it was."""
+        outer = self._placement
+        self._placement = placement = Placement(self.net, self.names, leaves, recomputes=self.recomputes)
+        try:
+            yield
+        finally:
+            placement.take_out()
+            self._placement = outer
+
+    def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
+        """Give the net's output with the leaves that are in place."""
+        assert self._placement is not None
+        # Batch-norm in train mode writes its running statistics.
+        self._placement.renew_buffers()
         if self._writes_inputs:
             inputs = tuple(t.clone() for t in inputs)
-        # What pre-forward hooks (weight_norm of old) leave on their modules is taken off again.
-        left = [(m, {k: v for k, v in m.__dict__.items() if isinstance(v, Tensor)}) for m in self._hooked]
-        try:
-            output = functional_call(self.net, state, inputs)
-        finally:
-            for module, tensors in left:
-                module.__dict__.update(tensors)
+        output = self.net(*inputs)
         if not isinstance(output, Tensor):
             raise InvalidTypeError(
                 f"Expected the net to return one tensor, got {type(output).__name__}. Wrap it in a module that "
@@ -377,16 +501,19 @@ class EmpiricalRisk:
         return output
 
     def _evaluator(self, output: Tensor) -> Callable[..., Tensor]:
-        """Give the criterion with its buffers (class weights) where the output is."""
+        """Give the criterion with what it has of its own (class weights) where the output is."""
         criterion = self.criterion
         if not isinstance(criterion, nn.Module):
             return criterion
-        state = {
-            name: cast(tensor, output.device, output.dtype).clone()
-            for name, tensor in (*criterion.named_buffers(), *criterion.named_parameters())
-        }
-        if not state:
+        own = [*criterion.named_buffers(), *criterion.named_parameters()]
+        if not own:
             return criterion
+        of_net = {id(t) for t in (*self.net.parameters(), *self.net.buffers())}
+        state = {
+            name: tensor.to(output.device, output.dtype if tensor.is_floating_point() else None).clone()
+            for name, tensor in own
+            if id(tensor) not in of_net
+        }
         return lambda output, target: functional_call(criterion, state, (output, target))
 
 

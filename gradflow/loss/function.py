@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from gradflow.checks import check_count
-from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.errors import CheckWarning, InvalidInputError, InvalidTypeError
+from gradflow.loss.check import LEVELS, CheckLevel, CheckReport, enforce, examine
+from gradflow.loss.checkpointing import DIFFERENTIATED_LATER
 from gradflow.loss.criteria import is_cross_entropy
 from gradflow.loss.empirical import EmpiricalRisk
 from gradflow.loss.linearization import Linearization, value_and_gradient
@@ -33,7 +36,8 @@ class LossFunction:
     criterion : callable
         ``criterion(output, target)``. With ``reduction="mean"`` the loss is the value on the whole data set
         at once (class weights and ``ignore_index`` included), however it is chunked; with ``"none"`` it is
-        summed over outputs and averaged over samples; ``"sum"`` is divided by the number of samples.
+        summed over outputs and averaged over samples; ``"sum"`` is divided by the number of samples. It may
+        read ``net.parameters()``, which are then θ. It may couple samples if they are processed at once.
     net : torch.nn.Module
         The network, in the mode in which it is to be evaluated.
     batch_size : int, optional
@@ -43,6 +47,10 @@ class LossFunction:
         Bytes for data and graphs. Default: half of what is free on the net's device.
     allow_tf32 : bool, default False
         Let CUDA round matrix products to TF32, about three decimal digits.
+    check : {"full", "fast", None}, default "full"
+        Look at the loss on at most eight samples before it is used, as :meth:`check` does: "fast" without second
+        derivatives and differences. A wrong gradient is an error here, and wrong products with the Hessian where they
+        are asked for; None lets all of it through, straight-through estimators say.
     **dataloader_kwargs
         Options of :class:`torch.utils.data.DataLoader`, such as ``num_workers`` or ``collate_fn``. Those
         that would change the objective (``shuffle``, ``sampler``, ``drop_last``) are errors.
@@ -69,7 +77,12 @@ class LossFunction:
     NonDeterministicLossError
         If two evaluations differ (dropout, augmentation); the message names the cause.
     CriterionError
-        If the criterion's value on the whole can't be had from its values on chunks.
+        If the criterion's value on the whole can't be had from its values on chunks, or if it depends on
+        tensors that require a gradient and aren't in θ.
+    InvalidInputError
+        If the net uses reentrant activation checkpointing.
+    InexactDerivativeError
+        If the gradient isn't that of the loss.
 
     Examples
     --------
@@ -93,8 +106,11 @@ class LossFunction:
         batch_size: int | None = None,
         memory_budget: int | None = None,
         allow_tf32: bool = False,
+        check: CheckLevel | None = "full",
         **dataloader_kwargs: Any,
     ) -> None:
+        if check is not None and check not in LEVELS:
+            raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
         risk = EmpiricalRisk(
             dataset,
             criterion,
@@ -107,6 +123,9 @@ class LossFunction:
         self.source: LossSource = risk
         self._risk: EmpiricalRisk | None = risk
         self._labels: dict[str, Any] = {}
+        self._rounds: str | None = None  # what to warn of when θ is in float64
+        if check is not None:
+            self._rounds = enforce(examine(risk, risk.layout.flatten(), check), risk)
 
     @classmethod
     def from_callable(cls, function: Callable[[Tensor], Tensor]) -> LossFunction:
@@ -133,6 +152,7 @@ class LossFunction:
         loss.source = CallableLoss(function)
         loss._risk = None
         loss._labels = {}
+        loss._rounds = None
         return loss
 
     # ------------------------------------------------------------------ what it is
@@ -221,6 +241,7 @@ class LossFunction:
         loss = LossFunction.__new__(LossFunction)
         loss.source = loss._risk = self._need_net("subset()").subset(rows)
         loss._labels = dict(self._labels)
+        loss._rounds = None
         return loss
 
     def minibatch(self, rows: Tensor) -> LossFunction:
@@ -237,7 +258,41 @@ class LossFunction:
         loss.source = MiniBatch(self._need_net("minibatch()"), rows)
         loss._risk = None
         loss._labels = self._labels
+        loss._rounds = None
         return loss
+
+    def check(self, theta: Tensor | None = None, *, level: CheckLevel = "full") -> CheckReport:
+        """Measure whether the loss is what it says: samples that don't touch each other, precision, derivatives.
+
+        Near θ, on at most eight samples of a net's data, in float64 if the net can: the net on all of them at once
+        against two at a time; casts to fewer digits; ∇L·v against differences of the loss; H·v against those of the
+        gradient, and uᵀHv against vᵀHu. Nothing is changed, and random numbers come from a generator of its own.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (P,), optional
+            Default: the net's present weights. A callable's loss needs it.
+        level : {"full", "fast"}
+            "fast" leaves out the derivatives.
+
+        Returns
+        -------
+        CheckReport
+            To print; ``passed`` says whether all is well. What is not is a ``CheckWarning`` each.
+
+        Examples
+        --------
+        >>> bowl = LossFunction.from_callable(lambda x: 0.5 * (x**2).sum())
+        >>> bowl.check(torch.ones(2)).passed
+        True
+        """
+        theta = self.parameters() if theta is None else theta
+        self.check_theta(theta)
+        report = examine(self.source, theta, level)
+        for finding in report:
+            if not finding.passed:
+                warnings.warn(finding.message, CheckWarning, stacklevel=2)
+        return report
 
     # ------------------------------------------------------------------ θ
 
@@ -283,11 +338,20 @@ class LossFunction:
     # ------------------------------------------------------------------ values and derivatives
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """Evaluate the loss, shape (), at flat θ, shape (P,); differentiable if θ requires a gradient."""
+        """Evaluate the loss, shape (), at flat θ, shape (P,); differentiable if θ requires a gradient.
+
+        Raises
+        ------
+        InvalidInputError
+            If θ requires a gradient and the net uses activation checkpointing, which runs the net again when it is
+            differentiated: by then its weights aren't θ. :meth:`gradient` and :meth:`linearize` do it right.
+        """
         self.check_theta(theta)
+        if self.source.recomputes and theta.requires_grad and torch.is_grad_enabled():
+            raise InvalidInputError(DIFFERENTIATED_LATER)
         value = None
         leaves = self.source.leaves(theta)
-        with self.source.settings(theta):
+        with self.source.settings(theta), self.source.in_place(leaves):
             for term in self.source.terms(theta):
                 value = accumulate(value, term(leaves))
         assert value is not None
@@ -341,6 +405,9 @@ class LossFunction:
                 f"Expected flat θ of shape ({'P' if P is None else P},), got {tuple(theta.shape)}. "
                 "loss.parameters() gives the net's weights in that form."
             )
+        if self._rounds is not None and theta.dtype == torch.float64:
+            message, self._rounds = self._rounds, None
+            warnings.warn(message, CheckWarning, stacklevel=3)
 
 
 #: A loss as a caller may give it.

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradflow.collective import reduce
 from gradflow.errors import CriterionError, InvalidInputError, InvalidTypeError
+from gradflow.loss.parameters import aligned
 from gradflow.loss.source import LossSource, Term, accumulate, as_flat
 
 
@@ -17,11 +18,12 @@ def value_and_gradient(source: LossSource, theta: Tensor) -> tuple[Tensor, Tenso
     value = gradient = None
     with source.settings(theta), torch.enable_grad():
         leaves = _leaves(source, theta)
-        for term in source.terms(theta):
-            term_value = term(leaves)
-            grads = _differentiate(term_value, leaves, create_graph=False)
-            value = accumulate(value, term_value.detach())
-            gradient = accumulate(gradient, as_flat(grads))
+        with source.in_place(leaves):
+            for term in source.terms(theta):
+                term_value = term(leaves)
+                grads = _differentiate(term_value, leaves, create_graph=False)
+                value = accumulate(value, term_value.detach())
+                gradient = accumulate(gradient, as_flat(grads))
     assert value is not None
     assert gradient is not None
     return reduce(value), reduce(gradient)
@@ -33,7 +35,8 @@ class Linearization:
     The gradient's graph is built once and differentiated again for every product (reverse over reverse);
     when the graphs of all chunks don't fit in memory together, they are built again, chunk by chunk, for
     every block of vectors. It lives as long as this object. As ``lin @ V`` it is a symmetric operator for
-    :class:`gradflow.SpectrumService`.
+    :class:`gradflow.SpectrumService`. Where the gradient comes from an operation that can't be differentiated
+    again, that is an ``InexactDerivativeError``, here or at the first product.
 
     Attributes
     ----------
@@ -55,6 +58,7 @@ class Linearization:
     """
 
     def __init__(self, source: LossSource, theta: Tensor) -> None:
+        source.second.demand()
         self.source = source
         self.n_hvps = 0
         self._graphs: list[list[Tensor]] | None = [] if source.keeps_graphs(theta) else None
@@ -62,13 +66,15 @@ class Linearization:
         with source.settings(theta), torch.enable_grad():
             self.theta = theta.detach().clone()  # of its own, whatever becomes of the caller's
             self._leaves = _leaves(source, self.theta)
-            for term in source.terms(theta):
-                term_value = term(self._leaves)
-                grads = _differentiate(term_value, self._leaves, create_graph=self._graphs is not None)
-                if self._graphs is not None:
-                    self._graphs.append(grads)
-                value = accumulate(value, term_value.detach())
-                gradient = accumulate(gradient, as_flat(grads).detach())
+            with source.in_place(self._leaves):
+                for term in source.terms(theta):
+                    term_value = term(self._leaves)
+                    grads = _differentiate(term_value, self._leaves, create_graph=self._graphs is not None)
+                    if self._graphs is not None:
+                        source.second.look(term_value, grads)
+                        self._graphs.append(grads)
+                    value = accumulate(value, term_value.detach())
+                    gradient = accumulate(gradient, as_flat(grads).detach())
         assert value is not None
         assert gradient is not None
         self.value = reduce(value)
@@ -116,8 +122,9 @@ class Linearization:
                 vectors = vectors.clone()
             rows = vectors.T.contiguous() if vectors.dim() == 2 else vectors.contiguous()[None]
             product: Tensor | None = None
-            for grads in self._gradient_graphs():
-                product = accumulate(product, self._multiply(grads, rows))
+            with self.source.in_place(self._leaves):
+                for grads in self._gradient_graphs():
+                    product = accumulate(product, self._multiply(grads, rows))
         self.n_hvps += len(rows)
         assert product is not None
         product = reduce(product)
@@ -146,6 +153,7 @@ class _Rebuilt:
     """Gradient graphs built one after another, so that one is alive at a time."""
 
     def __init__(self, source: LossSource, theta: Tensor, leaves: list[Tensor]) -> None:
+        self._source = source
         self._terms = source.terms(theta)
         self._leaves = leaves
 
@@ -154,7 +162,10 @@ class _Rebuilt:
 
     def __next__(self) -> list[Tensor]:
         term: Term = next(self._terms)
-        return _differentiate(term(self._leaves), self._leaves, create_graph=True)
+        value = term(self._leaves)
+        grads = _differentiate(value, self._leaves, create_graph=True)
+        self._source.second.look(value, grads)
+        return grads
 
 
 def _leaves(source: LossSource, theta: Tensor) -> list[Tensor]:
@@ -194,7 +205,8 @@ def _second_derivative(
 def _split_like(vectors: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     """Cut a vector, shape (P,), or several, shape (k, P), like the leaves."""
     parts = torch.split(vectors, [leaf.numel() for leaf in leaves], -1)
-    return [part.view(vectors.shape[:-1] + leaf.shape) for part, leaf in zip(parts, leaves, strict=True)]
+    pairs = zip(parts, leaves, strict=True)
+    return [aligned(part.view(vectors.shape[:-1] + leaf.shape)) for part, leaf in pairs]
 
 
 def _check_vectors(vectors: Tensor, theta: Tensor) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor
@@ -30,14 +31,18 @@ class MiniBatch:
         self.names = risk.names
         self.leaves = risk.leaves
         self.settings = risk.settings
+        self.second = risk.second
+        self.recomputes = risk.recomputes
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give one term per chunk; a mini-batch is usually one."""
-        chunks = [
-            move(self._risk.data.rows(part), theta.device, theta.dtype)
-            for part in self._rows.split(self._risk.data.chunk_size)
-        ]
-        yield from self._risk.terms_of(chunks)
+        parts = self._rows.split(self._risk.data.chunk_size)
+        chunks = [move(self._risk.data.rows(part), theta.device, theta.dtype) for part in parts]
+        yield from self._risk.terms_of(chunks, [len(part) for part in parts])
+
+    def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """As for all samples."""
+        return self._risk.in_place(leaves)
 
     def keeps_graphs(self, theta: Tensor) -> bool:
         """Whether the graphs of all chunks fit in the memory budget: a chunk's does."""

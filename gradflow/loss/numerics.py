@@ -11,10 +11,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from gradflow.autocast import without_autocast
+from gradflow.loss.second_derivatives import WrittenOutWeightNorm
+
 
 @contextmanager
 def exact_derivatives(
-    device: torch.device, *, allow_tf32: bool = False, recurrent: bool = False
+    device: torch.device, *, allow_tf32: bool = False, recurrent: bool = False, weight_norm: bool = False
 ) -> Iterator[None]:
     """Evaluate with kernels that can be differentiated twice, in full precision.
 
@@ -23,6 +26,7 @@ def exact_derivatives(
       second derivative.
     - On CUDA, TF32 is off unless asked for, and cuDNN is deterministic; recurrent nets run without cuDNN,
       which can't differentiate them twice.
+    - ``weight_norm`` is evaluated by its formula: the second derivative of torch's kernel is wrong.
 
     Parameters
     ----------
@@ -32,14 +36,18 @@ def exact_derivatives(
         Keep TF32 matrix products, with about 3 decimal digits.
     recurrent : bool
         The net has recurrent layers.
+    weight_norm : bool
+        The net has weights in weight normalisation.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.autocast(device.type, enabled=False))
+        stack.enter_context(without_autocast())
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         torch.backends.mha.set_fastpath_enabled(False)
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast_path)
+        if weight_norm:
+            stack.enter_context(WrittenOutWeightNorm())
         if device.type == "cuda":
             matmul = torch.backends.cuda.matmul.allow_tf32
             torch.backends.cuda.matmul.allow_tf32 = allow_tf32

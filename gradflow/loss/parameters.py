@@ -64,9 +64,9 @@ class ParameterLayout:
         self.n_parameters = sum(self.sizes)
 
     def split(self, theta: Tensor) -> list[Tensor]:
-        """Cut θ, shape (P,), into views of the parameters' shapes."""
+        """Cut θ, shape (P,), into tensors of the parameters' shapes: views, or copies where a view isn't aligned."""
         return [
-            part.reshape(shape)
+            aligned(part.reshape(shape))
             for part, shape in zip(torch.split(theta, list(self.sizes)), self.shapes, strict=True)
         ]
 
@@ -117,3 +117,9 @@ class ParameterLayout:
                 part = parameters[name].detach().cpu()
             parts.append(part.to(torch.float64).reshape(-1))
         return torch.cat(parts)
+
+
+def aligned(part: Tensor) -> Tensor:
+    """Copy a part of a vector, or of several in rows, where ``torch.view_as_complex`` wouldn't take it as it lies."""
+    even = part.storage_offset() % 2 == 0 and (part.is_contiguous() or part.stride(0) % 2 == 0)
+    return part if even else part.clone(memory_format=torch.contiguous_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from gradflow.errors import CriterionError
 from gradflow.loss.numerics import exact_derivatives
+from gradflow.loss.second_derivatives import SecondDerivatives
 
 Term = Callable[[Sequence[Tensor]], Tensor]
 
@@ -26,16 +28,26 @@ class LossSource(Protocol):
         P; None where any θ will do.
     names : tuple of str
         Of the leaves.
+    second : SecondDerivatives
+        Whether products with the Hessian can be trusted.
+    recomputes : bool
+        Differentiation evaluates parts of the terms again (activation checkpointing), so that it must happen
+        while the leaves are in place.
     """
 
     n_parameters: int | None
     names: tuple[str, ...]
+    second: SecondDerivatives
+    recomputes: bool
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into the tensors that the terms are functions of."""
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give the terms, on θ's device and in its dtype; their sum is the loss."""
+
+    def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """Return the context in which terms of these leaves are evaluated, and differentiated."""
 
     def keeps_graphs(self, theta: Tensor) -> bool:
         """Whether the gradient graphs of all terms fit in memory together."""
@@ -44,7 +56,7 @@ class LossSource(Protocol):
         """Whether several Hessian–vector products are cheaper at once than one after another."""
 
     def settings(self, theta: Tensor) -> Any:
-        """Give the context in which terms are evaluated and differentiated."""
+        """Give the settings of torch under which terms are evaluated and differentiated."""
 
     def describe(self) -> dict[str, Any]:
         """Give what a record should say of the loss; JSON values."""
@@ -68,9 +80,11 @@ class CallableLoss:
 
     n_parameters: int | None = None
     names: tuple[str, ...] = ("theta",)
+    recomputes = False
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         self._function = function
+        self.second = SecondDerivatives()
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Θ itself is the one leaf."""
@@ -79,6 +93,10 @@ class CallableLoss:
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give the function as the only term."""
         yield self._term
+
+    def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
+        """There is no place but the function's argument."""
+        return nullcontext()
 
     def _term(self, leaves: Sequence[Tensor]) -> Tensor:
         value = self._function(leaves[0])

@@ -89,16 +89,17 @@ def load(
             torch.set_default_dtype(default)
     net = net.to(device, dtype)
 
-    def make(inputs: Tensor, targets: Tensor) -> LossFunction:
+    def make(inputs: Tensor, targets: Tensor, **options: Any) -> LossFunction:
         if loaded.n_classes is not None and loss == "mse":
             targets = F.one_hot(targets, loaded.n_classes).to(torch.float64)
         tensors = TensorDataset(inputs.to(device, dtype), _as_dtype(targets, dtype).to(device))
-        made = LossFunction(tensors, LOSSES[loss](), net, **loss_options)
+        made = LossFunction(tensors, LOSSES[loss](), net, **options)
         named = made.label(dataset=dataset, arch=arch, loss=loss, seed=seed)
         return named.label(statistics=loaded.statistics) if loaded.statistics else named
 
-    train = make(loaded.train_inputs, loaded.train_targets)
-    test = make(loaded.test_inputs, loaded.test_targets)
+    train = make(loaded.train_inputs, loaded.train_targets, **loss_options)
+    # What the check finds in the net and the criterion, it has found.
+    test = make(loaded.test_inputs, loaded.test_targets, **loss_options | {"check": None})
     return train, test, train.parameters()
 
 

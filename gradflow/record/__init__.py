@@ -2,7 +2,14 @@
 
 from gradflow.record.provenance import check_attributes, provenance, to_json
 from gradflow.record.reading import open_run
-from gradflow.record.run_record import FileRecord, MemoryRecord, check_output, write_atomically
+from gradflow.record.run_record import (
+    FileRecord,
+    MemoryRecord,
+    check_output,
+    differences,
+    what_is_at,
+    write_atomically,
+)
 from gradflow.record.schema import VARIABLES, Layout, Variable
 
 __all__ = [
@@ -13,8 +20,10 @@ __all__ = [
     "Variable",
     "check_attributes",
     "check_output",
+    "differences",
     "open_run",
     "provenance",
     "to_json",
+    "what_is_at",
     "write_atomically",
 ]

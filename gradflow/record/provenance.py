@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import json
 import platform
 import subprocess
@@ -17,6 +18,8 @@ import numpy as np
 from gradflow.errors import InvalidTypeError
 
 _PACKAGES = ("gradflow", "torch", "numpy", "scipy", "xarray", "netCDF4")
+#: Those that the bits of a run may depend on. NumPy draws mini-batches and projections.
+_NUMERICS = ("gradflow", "torch", "numpy", "scipy", "torchdiffeq")
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,17 +31,33 @@ def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
         The resolved configuration; written as one JSON string.
     """
     versions = {name: _version(name) for name in _PACKAGES}
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return {
         "Conventions": "CF-1.11",
         "title": "Training trajectory of a neural network",
         "source": f"gradflow {versions['gradflow']}",
-        "history": f"{now}: integrated by gradflow {versions['gradflow']}",
+        "history": history("integrated"),
         "gradflow_config": to_json(config),
         "versions": to_json(versions | {"python": platform.python_version()}),
         "platform": platform.platform(),
         "commit": _commit(),
     }
+
+
+def history(what: str) -> str:
+    """Return a line of a file's history: what was done to it, and when."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return f"{now}: {what} by gradflow {_version('gradflow')}"
+
+
+def versions_of_numerics() -> dict[str, str]:
+    """Return the versions that the bits of a run may depend on, by package; of gradflow with the commit."""
+    versions = {name: _version(name) for name in _NUMERICS}
+    commit = _commit()
+    return (
+        versions
+        if commit == "unknown"
+        else versions | {"gradflow": f"{versions['gradflow']} ({commit[:12]})"}
+    )
 
 
 def to_json(value: Any) -> str:
@@ -96,6 +115,7 @@ def _version(package: str) -> str:
         return "unknown"
 
 
+@functools.cache  # the code that runs is that which was imported
 def _commit() -> str:
     """Give the commit of the source tree that gradflow runs from; "unknown" for an installed package."""
     root = Path(__file__).resolve().parents[2]

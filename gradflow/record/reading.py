@@ -10,7 +10,8 @@ from pathlib import Path
 import xarray as xr
 
 from gradflow.errors import InvalidInputError, RunNotFoundError
-from gradflow.record.run_record import ENDED, PARTIAL, is_held
+from gradflow.record.lock import is_held
+from gradflow.record.run_record import ENDED, PARTIAL
 from gradflow.record.segments import open_segments
 
 #: How often a run that ends while it is read is looked for.
@@ -30,7 +31,8 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     -------
     xarray.Dataset
         Opened lazily when finished; in memory when not. Its ``status`` is then ``running``, ``killed`` if the process
-        is no more, ``error`` or ``interrupted``. Segments that were cut off are left out, with a warning.
+        is no more, ``unfinished`` where the file system has no locks and so can't tell, ``error`` or ``interrupted``.
+        Segments that were cut off are left out, with a warning.
 
     Raises
     ------
@@ -62,12 +64,19 @@ def _open_partial(partial: Path) -> xr.Dataset:
     try:
         ended = json.loads((partial / ENDED).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        if is_held(partial):
+        held = is_held(partial)
+        if held:
             return records
         ended = {
             "status": "killed",
             "message": "The process ended before the run did. resume=… goes on from it.",
         }
+        if held is None:
+            ended = {
+                "status": "unfinished",
+                "message": "The run hasn't ended. Whether its process still runs can't be told: the file system has "
+                "no locks. If it doesn't, resume=… goes on from it.",
+            }
     return records.assign_attrs(ended)
 
 

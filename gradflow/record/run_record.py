@@ -3,34 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, Any
-
-try:
-    import fcntl
-except ImportError:  # no such locks on this system
-    fcntl = None  # type: ignore[assignment]
+from typing import IO, Any, Literal
 
 import netCDF4
 import numpy as np
 import xarray as xr
 
-from gradflow.errors import InvalidInputError, OutputExistsError, RecordingError, ResumeError
+from gradflow.errors import InvalidInputError, OutputExistsError, RecordingError, ResumeError, ResumeWarning
 from gradflow.record.checkpoints import read_checkpoint, write_checkpoint
+from gradflow.record.lock import is_held, take_lock
+from gradflow.record.provenance import history, versions_of_numerics
 from gradflow.record.schema import Layout, encoding
 from gradflow.record.segments import combine_segments, list_segments, open_segments, segment_path
 
 PARTIAL = ".partial"
-LOCK = "lock"
 #: Says how a run ended that left its segments.
 ENDED = "ended.json"
+_CHECKPOINTS = "checkpoint-*.pt"
 #: Checkpoints that are kept.
 _KEPT = 2
 #: Segments that are put together in one file, and such files again.
@@ -63,6 +62,13 @@ class MemoryRecord:
         self._records[-1] |= values
 
     checkpoint: dict[str, Any] | None = None
+
+    def first_loss(self) -> float:
+        """Nothing was recorded before."""
+        return float("nan")
+
+    def rewind(self) -> None:
+        """Nothing to go back to."""
 
     def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Nothing to bring to safety: memory is lost with the process."""
@@ -104,7 +110,9 @@ class FileRecord:
     overwrite : bool
         Replace what is there.
     resume : bool
-        Go on where an earlier run left off.
+        Go on where an earlier run left off; nothing is changed on the disk before :meth:`rewind`.
+    anew : bool
+        Start anew if that run has left no checkpoint that is whole; its records are set aside.
     sync_every, checkpoint_every : float
         Seconds.
 
@@ -131,6 +139,7 @@ class FileRecord:
         *,
         overwrite: bool,
         resume: bool,
+        anew: bool = False,
         sync_every: float,
         checkpoint_every: float,
     ) -> None:
@@ -148,60 +157,113 @@ class FileRecord:
         self._checkpoint_every = checkpoint_every
         self._synced = self._checkpointed = time.monotonic()
         check_output(self.path, overwrite=overwrite, resume=resume)
+        self._untouched = resume  # as an earlier run left it
         self._lock = self._take(overwrite=overwrite, resume=resume)
         if resume:
             try:
-                self._go_back()
+                self.checkpoint = self._newest_checkpoint()
+                if self.checkpoint is not None:
+                    self._check_origin(self.checkpoint)
+                elif anew:
+                    self._start_anew()
+                else:
+                    raise ResumeError(
+                        f"{self.partial} has no checkpoint that is whole. Read its records with gradflow.open_run, and "
+                        "start again with overwrite=True."
+                    )
             except BaseException:
                 self._lock.close()
                 raise
 
     def _take(self, *, overwrite: bool, resume: bool) -> IO[str]:
         """Make the directory of segments, and hold its lock until the run ends or its process dies."""
-        lock = self.partial / LOCK
+        made = False
         try:
             if self.partial.exists() and overwrite and not resume:
-                with lock.open("a") as old:
-                    _hold(old)
+                with take_lock(self.partial):
                     shutil.rmtree(self.partial)
             if not resume:
                 self.partial.mkdir()
-            held = lock.open("a")
-            try:
-                _hold(held)
-            except BlockingIOError:
-                held.close()
-                raise
+                made = True
+            return take_lock(self.partial)
         except (BlockingIOError, FileExistsError) as error:
             raise OutputExistsError(
                 f"Another run is writing to {self.path}. Wait for its end, or choose another name."
             ) from error
-        return held
+        except BaseException:
+            if made:
+                shutil.rmtree(self.partial)
+            raise
 
-    def _go_back(self) -> None:
-        """Find the newest checkpoint that is whole, with its segments, and drop what came after it."""
-        numbers = sorted((_number(p) for p in self.partial.glob("checkpoint-*.pt")), reverse=True)
-        for number in numbers:
+    def _newest_checkpoint(self) -> dict[str, Any] | None:
+        """Read the newest checkpoint that is whole, with its segments."""
+        for number in sorted(self._checkpoints(), reverse=True):
             state = read_checkpoint(self._checkpoint(number))
             if state is not None and self._holds(state["n_segments"]):
-                break
-        else:
+                self._n_segments, self._n_checkpoints = state["n_segments"], number
+                return state
+        return None
+
+    def _check_origin(self, state: Mapping[str, Any]) -> None:
+        """Refuse to go on from another run; warn if it went under other versions."""
+        if different := differences(state["identity"], self._identity):
             raise ResumeError(
-                f"{self.partial} has no checkpoint that is whole. Read its records with gradflow.open_run, and start "
-                "again with overwrite=True."
+                f"The run can't be resumed, because it was another one: {different}. Give the same."
             )
-        _check_same(state["identity"], self._identity)
-        self.checkpoint = state
-        self._n_segments, self._n_checkpoints = state["n_segments"], number
+        self._attrs["history"] = "\n".join(filter(None, (state.get("history"), history("resumed"))))
+        before, now = state.get("versions", {}), versions_of_numerics()
+        if before == now:
+            return
+        changed = differences(before, now, missing="unknown")
+        self._attrs["history"] += f"; {changed}"
+        warnings.warn(
+            f"{self.path} was begun under other versions: {changed}. The run goes on, but not bit for bit: what was "
+            "recorded stays, and what follows agrees with the run as it would have been to rounding and the method's "
+            "tolerance, where both versions compute the same. The file's history tells of the change.",
+            ResumeWarning,
+            stacklevel=5,  # in integrate()
+        )
+
+    def _start_anew(self) -> None:
+        """Make way for a run from the start; records that are there are kept under another name."""
+        if self.path.exists():
+            raise ResumeError(
+                f"{self.partial} has no checkpoint that is whole, and {self.path} is there. Remove the one that you "
+                "don't need, or pass overwrite=True to replace both."
+            )
+        if list_segments(self.partial):
+            names = (f"{self.path.name}.aside-{n}" for n in itertools.count(1))
+            aside = next(name for name in names if not self.path.with_name(name + PARTIAL).exists())
+            self.partial.rename(self.path.with_name(aside + PARTIAL))
+            warnings.warn(
+                f"{self.partial} had no checkpoint that is whole, so the run starts anew. What was recorded is kept: "
+                f"gradflow.open_run({str(self.path.with_name(aside))!r}).",
+                ResumeWarning,
+                stacklevel=5,  # in integrate()
+            )
+        else:
+            shutil.rmtree(self.partial)
+        self._untouched = False
+        self._lock.close()
+        self._lock = self._take(overwrite=False, resume=False)
+
+    def first_loss(self) -> float:
+        """Return the loss at θ₀ as the run that goes on recorded it."""
+        with xr.open_dataset(list_segments(self.partial)[0].path, engine="netcdf4") as segment:
+            return float(segment.train_loss[0])
+
+    def rewind(self) -> None:
+        """Drop what came after the checkpoint that the run goes on from."""
         # The last first: what is left is always a beginning.
         for later in reversed(list_segments(self.partial)):
             if later.first >= self._n_segments:
                 later.path.unlink()
         self._oldest = self._n_segments
-        for other in numbers:
-            if other > number:
+        for other in self._checkpoints():
+            if other > self._n_checkpoints:
                 self._checkpoint(other).unlink()
         (self.partial / ENDED).unlink(missing_ok=True)
+        self._untouched = False
 
     def _holds(self, n: int) -> bool:
         """Whether the first n segments are there; the last files are read to see if they are whole."""
@@ -209,6 +271,10 @@ class FileRecord:
         follow = all(a.last + 1 == b.first for a, b in pairwise(files))
         there = bool(files) and files[0].first == 0 and files[-1].last == n - 1 and follow
         return there and all(_is_whole(file.path) for file in files[-_READ_AGAIN:])
+
+    def _checkpoints(self) -> list[int]:
+        """Return the numbers of the checkpoints that are there."""
+        return [int(path.stem.rpartition("-")[2]) for path in self.partial.glob(_CHECKPOINTS)]
 
     def _checkpoint(self, number: int) -> Path:
         return self.partial / f"checkpoint-{number:06d}.pt"
@@ -263,7 +329,12 @@ class FileRecord:
         self.flush()
         self._n_checkpoints += 1
         number = self._n_checkpoints
-        whole = state() | {"n_segments": self._n_segments, "identity": self._identity}
+        whole = state() | {
+            "n_segments": self._n_segments,
+            "identity": self._identity,
+            "versions": versions_of_numerics(),
+            "history": self._attrs.get("history", ""),
+        }
         with self._safely():
             write_atomically(self._checkpoint(number), lambda target: write_checkpoint(whole, target))
         self._checkpoint(number - _KEPT).unlink(missing_ok=True)
@@ -316,6 +387,9 @@ class FileRecord:
 
     def abandon(self, error: BaseException) -> None:
         """Give up: what was written stays for open_run, and says why; if nothing was, nothing stays."""
+        if self._untouched:  # the run wasn't taken up
+            self._lock.close()
+            return
         if self._n_segments == 0:
             shutil.rmtree(self.partial)
         else:
@@ -352,20 +426,20 @@ class FileRecord:
             write_atomically(merged, lambda target: _merge(segments, end, target))
         os.replace(merged, self.path)
         _fsync(self.path.parent)
+        for number in self._checkpoints():  # first: without them, the file is what counts
+            self._checkpoint(number).unlink()
         shutil.rmtree(self.partial)
         self._lock.close()
         return xr.open_dataset(self.path, engine="netcdf4")
 
 
-def _check_same(before: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Refuse to go on from a run that was another; say in what."""
-    different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if different:
-        shown = "; ".join(
-            f"{name} was {before.get(name, 'not given')}, is {now.get(name, 'not given')}"
-            for name in different
-        )
-        raise ResumeError(f"The run can't be resumed, because it was another one: {shown}. Give the same.")
+def differences(before: Mapping[str, str], now: Mapping[str, str], missing: str = "not given") -> str:
+    """Return in what two runs differ, as text; empty if in nothing."""
+    return "; ".join(
+        f"{name} was {before.get(name, missing)}, is {now.get(name, missing)}"
+        for name in {**before, **now}
+        if before.get(name) != now.get(name)
+    )
 
 
 def _is_whole(segment: Path) -> bool:
@@ -377,28 +451,15 @@ def _is_whole(segment: Path) -> bool:
     return True
 
 
-def _number(path: Path) -> int:
-    return int(path.stem.rpartition("-")[2])
+def what_is_at(path: Path) -> Literal["nothing", "unfinished", "ended"]:
+    """Return what there is of a run: nothing, what an unfinished run left, or the file of one that has ended.
 
-
-def _hold(file: IO[str]) -> None:
-    """Lock a file for this process, which loses the lock when it ends, however it ends."""
-    if fcntl is not None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def is_held(directory: Path) -> bool:
-    """Whether a run is writing to a directory of segments; also where that can't be told."""
-    if fcntl is None:
-        return True  # type: ignore[unreachable]
-    try:
-        with (directory / LOCK).open("r") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
+    Beside the file of an earlier run, an unfinished one counts once it has a checkpoint; while it is written, at once.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    if path.is_file() and not any(partial.glob(_CHECKPOINTS)) and not is_held(partial):
+        return "ended"
+    return "unfinished" if partial.is_dir() else "nothing"
 
 
 def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:

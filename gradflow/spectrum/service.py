@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from gradflow.autocast import without_autocast
 from gradflow.checks import check_count
 from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.spectrum.backends import BACKENDS
@@ -106,6 +107,7 @@ class SpectrumService:
         """Compute the algebraically smallest k eigenpairs, smallest first; else as :meth:`top`."""
         return self._solve("bottom", k, at, tol, None)
 
+    @without_autocast()
     def density(self, at: Any = None, *, n_vectors: int = 10, n_steps: int = 80) -> SpectralDensity:
         """Estimate the eigenvalue density by stochastic Lanczos quadrature.
 
@@ -167,6 +169,7 @@ class SpectrumService:
 
     # ------------------------------------------------------------------
 
+    @without_autocast()
     def _solve(self, end: str, k: int, at: Any, tol: float, start: Tensor | None) -> Eigenpairs:
         check_count("k", k, least=1)
         k = int(k)

@@ -1,0 +1,323 @@
+"""The self-check of a loss: its chunks, its precision, its derivatives."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from gradflow.errors import CheckWarning, InexactDerivativeError, InvalidInputError
+from gradflow.loss.casts import Casts
+from gradflow.loss.data import move
+from gradflow.loss.differences import Derivatives, Reading, measure
+from gradflow.loss.empirical import EmpiricalRisk
+from gradflow.loss.linearization import value_and_gradient
+from gradflow.loss.minibatch import MiniBatch
+from gradflow.loss.second_derivatives import SecondDerivatives
+from gradflow.loss.source import LossSource
+
+CheckLevel = Literal["full", "fast"]
+LEVELS = get_args(CheckLevel)
+
+_SAMPLES = 8
+# Vectors of the length of θ, in float64, that the differences and their graphs take.
+_VECTORS = 24
+_MEANT = "If that is meant, pass check=None."
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes
+    ----------
+    name : str
+    value : float
+        The relative difference that was measured; NaN if there is none.
+    allowed : float
+        What it may be.
+    message : str
+        What is wrong, or why there is no value; empty if all is well.
+    """
+
+    name: str
+    value: float
+    allowed: float
+    message: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing wrong was found; also where nothing was measured."""
+        return not self.value > self.allowed
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What the self-check of a loss found.
+
+    As a string it is a table.
+
+    Attributes
+    ----------
+    findings : tuple of Finding
+    """
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing wrong was found."""
+        return all(finding.passed for finding in self.findings)
+
+    def __iter__(self) -> Iterator[Finding]:
+        return iter(self.findings)
+
+    def __getitem__(self, name: str) -> Finding:
+        return {finding.name: finding for finding in self.findings}[name]
+
+    def __contains__(self, name: object) -> bool:
+        return any(finding.name == name for finding in self.findings)
+
+    def __str__(self) -> str:
+        lines = []
+        for finding in self.findings:
+            sign, verdict = ("≤", "ok") if finding.passed else (">", "WRONG")
+            value = f"{finding.value:.1e} {sign} {finding.allowed:.0e}"
+            if math.isnan(finding.value):
+                value, verdict = "not measured", ""
+            lines.append(f"{finding.name:<10} {value:<16} {verdict:<6} {finding.message}".rstrip())
+        return "\n".join(lines)
+
+
+def examine(source: LossSource, theta: Tensor, level: CheckLevel) -> CheckReport:
+    """Look at a loss near θ, on at most eight samples, in float64 if the net can; nothing is changed.
+
+    Parameters
+    ----------
+    source : LossSource
+        A net's loss, or a callable's.
+    theta : Tensor, shape (P,)
+    level : {"full", "fast"}
+        "fast" leaves out the derivatives.
+    """
+    if level not in LEVELS:
+        raise InvalidInputError(f'Expected level as "full" or "fast", got {level!r}.')
+    risk = source if isinstance(source, EmpiricalRisk) else None
+    # What is found here is not to stop the products that find it.
+    probe: Any = (
+        copy.copy(source)
+        if risk is None
+        else MiniBatch(risk, _rows(risk, min(_SAMPLES, risk.data.chunk_size)))
+    )
+    probe.second = SecondDerivatives()
+    theta = theta.detach()
+    seen: dict[torch.dtype, Casts] = {}
+    for dtype in dict.fromkeys((theta.dtype, torch.float64)):
+        casts = Casts(None if risk is None else risk.net, dtype)
+        try:
+            with casts:
+                value_and_gradient(probe, theta.to(dtype))
+        except (RuntimeError, TypeError, ValueError) as error:
+            if dtype == theta.dtype:  # what it is, a later call tells
+                return CheckReport(
+                    (Finding("precision", math.nan, 0.0, f"The loss can't be evaluated: {error}"),)
+                )
+        else:
+            seen[dtype] = casts
+    dtype, casts = list(seen.items())[-1]
+    point = theta.to(dtype)
+    findings = [] if risk is None else [_samples(risk, point)]
+    findings.append(_precision(seen, theta.dtype))
+    if level == "full":
+        findings += _derivatives(probe, point, casts.eps, risk)
+    return CheckReport(tuple(findings))
+
+
+def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
+    """Act on what was found at construction; give a warning that is due when the net is used in float64.
+
+    A wrong gradient is an error: nothing that is computed from it means anything. A wrong product with the Hessian is
+    one where a product is asked for, so that methods that take none can be used. What chunks change is an error if
+    there are several. The rest is a warning.
+    """
+    later = None
+    for finding in report:
+        if finding.passed:
+            if finding.name == "precision" and math.isfinite(finding.value):
+                later = finding.message or None
+            continue
+        if finding.name == "gradient":
+            raise InexactDerivativeError(finding.message)
+        if finding.name == "samples" and risk.data.n_chunks > 1:
+            raise InvalidInputError(finding.message)
+        if finding.name in {"Hessian", "symmetry"}:
+            if risk.second.wrong is not None:
+                continue
+            risk.second.wrong = finding.message
+        warnings.warn(finding.message, CheckWarning, stacklevel=3)
+    return later
+
+
+def _rows(risk: EmpiricalRisk, n: int) -> Tensor:
+    """Return the numbers of at most n samples, spread evenly."""
+    N = risk.data.n_samples
+    n = min(n, N)
+    return torch.tensor([i * N // n for i in range(n)], device="cpu")
+
+
+def _precision(seen: dict[torch.dtype, Casts], dtype: torch.dtype) -> Finding:
+    """Say which modules cast to fewer digits than θ has, or would if it had those of float64."""
+    eps = torch.finfo(dtype).eps
+    short = next((casts for casts in seen.values() if casts.found), None)
+    if short is None:
+        return Finding("precision", eps, eps)
+    where = [f"{name} casts to {str(to).removeprefix('torch.')}" for name, to in short.found.items()]
+    return Finding(
+        "precision",
+        short.eps,
+        eps,
+        f"The loss isn't computed in {str(short.dtype).removeprefix('torch.')}, but rounded to {short.eps:.0e}: "
+        f"{'; '.join(where[:5])}{' …' if len(where) > 5 else ''}. Flows can't be followed to tolerances near that.",
+    )
+
+
+# ---------------------------------------------------------------------- samples
+
+
+def _samples(risk: EmpiricalRisk, theta: Tensor) -> Finding:
+    """Compare the net's outputs on some samples at once with those on two at a time."""
+    limit = math.sqrt(torch.finfo(theta.dtype).eps)
+    rows = _rows(risk, _SAMPLES)
+    rows = rows[: len(rows) // 2 * 2]
+    if len(rows) < 4 or _normalizes_batches(risk.net):
+        why = "batch-norm is in train mode" if len(rows) >= 4 else "it takes four samples"
+        return Finding("samples", math.nan, limit, f"Not looked at: {why}.")
+    whole, *parts = (
+        risk.outputs(theta, move(risk.data.rows(part), theta.device, theta.dtype))
+        for part in (rows, *rows.split(2))
+    )
+    value = _difference(whole, parts)
+    if not value > limit:
+        return Finding("samples", value, limit)
+    causes = _couples(risk.net)
+    named = (
+        f"Likely: {'; '.join(causes)}."
+        if causes
+        else "Likely: padding that isn't masked, or a dimension that isn't the batch."
+    )
+    message = (
+        f"The net couples samples: its outputs on {len(rows)} samples at once and on two at a time differ by "
+        f"{value:.1e} of their size. {named} "
+    )
+    if risk.data.n_chunks > 1:
+        message += (
+            f"In {risk.data.n_chunks} chunks that is another loss than at once: mend it, or pass "
+            f"batch_size={risk.data.n_samples}."
+        )
+    else:
+        message += f"Other chunks would give another loss. {_MEANT}"
+    return Finding("samples", value, limit, message)
+
+
+def _difference(whole: Tensor, parts: list[Tensor]) -> float:
+    """Give the largest difference of outputs, relative to their size, where both have any."""
+    if (
+        whole.dim() == 0
+        or any(part.dim() != whole.dim() for part in parts)
+        or sum(map(len, parts)) != len(whole)
+    ):
+        return math.nan
+    largest, at = 0.0, 0
+    for part in parts:
+        # Sequences may be padded to other lengths.
+        common = tuple(slice(0, min(a, b)) for a, b in zip(whole.shape[1:], part.shape[1:], strict=True))
+        off = whole[at : at + len(part)][(slice(None), *common)] - part[(slice(None), *common)]
+        at += len(part)
+        largest = max(largest, float(off.abs().max())) if off.numel() else largest
+    size = float(whole.abs().max()) if whole.numel() else 0.0
+    return largest / size if size > 0 and math.isfinite(size) else math.nan
+
+
+def _normalizes_batches(net: nn.Module) -> bool:
+    kind = nn.modules.batchnorm._BatchNorm
+    return any(isinstance(m, kind) and m.training for m in net.modules())
+
+
+def _couples(net: nn.Module) -> list[str]:
+    """Name the modules that take the samples along the second dimension."""
+    kinds = (nn.RNNBase, nn.MultiheadAttention)
+    return [
+        f"{name or 'the net'} is {type(m).__name__} with batch_first=False"
+        for name, m in net.named_modules()
+        if isinstance(m, kinds) and not m.batch_first
+    ]
+
+
+# ---------------------------------------------------------------------- derivatives
+
+
+def _derivatives(probe: LossSource, theta: Tensor, eps: float, risk: EmpiricalRisk | None) -> list[Finding]:
+    why = ""
+    n_bytes = _VECTORS * theta.numel() * theta.element_size()
+    if risk is not None and n_bytes > risk.memory_budget:
+        why = f"Not looked at: differences would take {n_bytes / 1e9:.2g} GB, more than the memory budget."
+    elif eps > 1e-5:
+        why = "Not looked at: the loss is too coarse for differences."
+    found = Derivatives() if why else measure(probe, theta, eps)
+
+    def finding(name: str, reading: Reading, message: str) -> Finding:
+        if reading.measured:
+            return Finding(name, reading.value, reading.allowed, "" if reading.passed else message)
+        unknown = "kinks lie too close" if reading.kinked else "loss or gradient isn't finite near θ"
+        return Finding(name, math.nan, reading.allowed, why or f"Not looked at: {unknown}.")
+
+    gradient = finding("gradient", found.gradient, _gradient_message(found))
+    if not gradient.passed:
+        return [gradient]
+    if found.no_products:
+        return [gradient, Finding("Hessian", math.inf, 0.0, found.no_products)]
+    message = _hessian_message(found)
+    return [
+        gradient,
+        finding("Hessian", found.hessian, message),
+        finding("symmetry", found.symmetry, message),
+    ]
+
+
+def _gradient_message(found: Derivatives) -> str:
+    where = f", along {_listed(found.gradient_names)}" if found.gradient_names else ""
+    cause = (
+        f"Likely: the backward of {', '.join(found.functions)}."
+        if found.functions
+        else "Likely: a straight-through estimator, or a detach() or torch.no_grad() in forward."
+    )
+    return (
+        f"The gradient isn't that of the loss: ∇L·v and central differences of L differ by "
+        f"{found.gradient.value:.1e} of their size{where}. {cause} Nothing computed from it means anything. {_MEANT}"
+    )
+
+
+def _hessian_message(found: Derivatives) -> str:
+    what = []
+    if not found.hessian.passed:
+        what.append(
+            f"H·v and central differences of the gradient differ by {found.hessian.value:.1e} of their size, most in "
+            f"{_listed(found.hessian_names)}"
+        )
+    if not found.symmetry.passed:
+        what.append(f"uᵀHv and vᵀHu differ by {found.symmetry.value:.1e}")
+    cause = f"Likely: the backward of {', '.join(found.functions)} leaves torch. " if found.functions else ""
+    return (
+        f"Products with the Hessian are wrong: {'; '.join(what)}. {cause}Use operations in plain torch. Gradients, "
+        "and the methods that take nothing else, go on working; check=None lets wrong products through."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

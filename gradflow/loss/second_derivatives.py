@@ -1,0 +1,105 @@
+"""Whether the second derivatives of a loss can be had by differentiating its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+from torch.overrides import TorchFunctionMode
+
+from gradflow.errors import InexactDerivativeError
+
+_NEVER_MIND = "Losses, gradients and the methods that take nothing else go on working."
+
+
+class SecondDerivatives:
+    """What is known of a loss's products with its Hessian.
+
+    Attributes
+    ----------
+    wrong : str or None
+        Why products with the Hessian would be wrong; None as far as is known.
+    functions : list of str
+        The subclasses of ``torch.autograd.Function`` that were seen.
+    """
+
+    def __init__(self) -> None:
+        self.wrong: str | None = None
+        self.functions: list[str] = []
+        self._seen = False
+
+    def look(self, value: Tensor, gradient: Sequence[Tensor]) -> None:
+        """Search the graph of a gradient, once, for operations that can't be differentiated again.
+
+        ``torch.autograd.grad`` passes over such operations without a word where they have no path to the parameters,
+        as if their derivative were zero.
+        """
+        if not self._seen:
+            self._seen = True
+            functions = _custom_functions(value)
+            self.functions = sorted(functions)
+            self.wrong = self.wrong or _undifferentiable(gradient, functions)
+        self.demand()
+
+    def demand(self) -> None:
+        """Raise what is known to be wrong."""
+        if self.wrong is not None:
+            raise InexactDerivativeError(self.wrong)
+
+
+def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> str | None:
+    names = {node.name() for node in _nodes(gradient)}
+    if "torch::autograd::Error" in names:
+        once = sorted(name for name, made in functions.items() if hasattr(made.backward, "__wrapped__"))
+        return (
+            "There are no products with the Hessian: the gradient comes from an operation whose backward can't be "
+            f"differentiated (once_differentiable){': ' + ', '.join(once) if once else ''}. Use an implementation in "
+            f"plain torch. {_NEVER_MIND}"
+        )
+    if "WeightNormInterfaceBackward0" in names:
+        return (
+            "There are no products with the Hessian: torch's own second derivative of torch._weight_norm is wrong. "
+            "Write it out, v * (g / torch.norm_except_dim(v, 2, dim)), or make the loss as LossFunction(dataset, "
+            f"criterion, net), which does so for weight_norm in the net. {_NEVER_MIND}"
+        )
+    return None
+
+
+def _custom_functions(value: Tensor) -> dict[str, Any]:
+    found = [node._forward_cls for node in _nodes([value]) if isinstance(node, BackwardCFunction)]  # type: ignore[attr-defined]
+    return {f"{made.__module__}.{made.__qualname__}": made for made in found}
+
+
+def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+    """Give every node of the graph that leads to some tensors."""
+    waiting = [t.grad_fn for t in tensors if t.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                waiting.append(parent)
+
+
+class WrittenOutWeightNorm(TorchFunctionMode):
+    """Evaluate ``torch._weight_norm`` by its formula, g·v/‖v‖.
+
+    The second derivative of torch's fused kernel is wrong (torch 2.13), by 4–17 % of a product with the Hessian.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Replace the one function; pass all others on."""
+        if func is torch._weight_norm:
+            return _weight_norm(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))

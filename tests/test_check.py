@@ -1,0 +1,330 @@
+"""The self-check of a loss: what it finds, what it doesn't mistake, and what it leaves alone."""
+
+import copy
+import warnings
+
+import bad_nets
+import pytest
+import torch
+import zoo
+from bad_nets import Function, Sequence, double, sandwich
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import TensorDataset
+
+import gradflow
+from gradflow import LossFunction
+from gradflow.errors import CheckWarning, InexactDerivativeError, InvalidInputError
+
+N = 9
+
+
+def build(factory, dtype=double):
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # weight_norm of old is deprecated
+        torch.manual_seed(0)
+        return factory().to(dtype)
+
+
+def draw(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=double)
+
+
+def made(factory, X=None, *, dtype=double, **options):
+    """The loss of a net with two outputs; inputs are of shape (9, 3) unless given."""
+    X = draw(N, 3) if X is None else X
+    X, Y = X.to(dtype) if X.is_floating_point() else X, draw(len(X), 2).to(dtype)
+    return LossFunction(TensorDataset(X, Y), nn.MSELoss(), build(factory, dtype), **options)
+
+
+def padded(masked, **options):
+    g = torch.Generator().manual_seed(1)
+    items = [(torch.randint(1, 6, (1 + i % 4,), generator=g), draw(N, 2)[i]) for i in range(N)]
+
+    def collate(batch):
+        tokens, targets = zip(*batch, strict=True)
+        return pad_sequence(tokens, batch_first=True), torch.stack(targets)
+
+    net = build(lambda: bad_nets.Pooled(masked))
+    return LossFunction(items, nn.MSELoss(), net, collate_fn=collate, **options)
+
+
+sequences = draw(N, 5, 4)
+
+BAD_GRADIENTS = {
+    "straight-through": (lambda: sandwich(Function(bad_nets.straight_through)), "straight-through"),
+    "reversed": (lambda: sandwich(Function(bad_nets.Reversed.apply)), r"bad_nets\.Reversed"),
+    "mistaken": (lambda: sandwich(Function(bad_nets.Mistaken.apply)), r"bad_nets\.Mistaken"),
+    "detached": (lambda: sandwich(Function(lambda x: x * x.detach())), r"detach\(\)"),
+}
+BAD_HESSIANS = {
+    "once-differentiable": (lambda: sandwich(Function(bad_nets.Once.apply)), r"bad_nets\.Once"),
+    "kernel": (lambda: sandwich(Function(bad_nets.Kernel.apply)), r"bad_nets\.Kernel"),
+    "half": (lambda: sandwich(Function(bad_nets.Half.apply)), r"bad_nets\.Half"),
+}
+COUPLED = {
+    "lstm": (lambda: Sequence(nn.LSTM(4, 4)), "module is LSTM with batch_first=False"),
+    "gru": (lambda: Sequence(nn.GRU(4, 4)), "module is GRU with batch_first=False"),
+    "encoder": (
+        lambda: Sequence(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)),
+        r"self_attn is MultiheadAttention with batch_first=False",
+    ),
+    "attention": (lambda: Sequence(nn.MultiheadAttention(4, 2), times=3), "batch_first=False"),
+    "centred": (
+        lambda: Sequence(Function(lambda x: (x - x.mean(0)).tanh())),
+        "a dimension that isn't the batch",
+    ),
+}
+GOOD = {
+    "relu": lambda: nn.Sequential(
+        nn.Linear(3, 300), nn.ReLU(), nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 2)
+    ),
+    "zero-residual": lambda: bad_nets.ZeroResidual(200),
+    "hardtanh": lambda: sandwich(nn.Hardtanh(), 50),
+    "prelu": lambda: sandwich(nn.PReLU(), 50),
+    "zero-head": lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.utils.skip_init(nn.Linear, 4, 2)),
+    "experts": bad_nets.Experts,
+    "complex": lambda: nn.Sequential(bad_nets.Frequencies(), nn.Linear(4, 2)),
+    "rounded": lambda: nn.Sequential(nn.Linear(3, 4), Function(torch.round), nn.Linear(4, 2)),
+    "weight-norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2)
+    ),
+    "weight-norm-hook": lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2)),
+    "spectral-norm": lambda: nn.Sequential(
+        nn.utils.parametrizations.spectral_norm(nn.Linear(3, 4)), nn.Linear(4, 2)
+    ).eval(),
+    "orthogonal": lambda: nn.Sequential(
+        nn.utils.parametrizations.orthogonal(nn.Linear(3, 3)), nn.Linear(3, 2)
+    ),
+    "dropout": lambda: sandwich(nn.Dropout(0.5)).eval(),
+    "single": lambda: nn.Linear(3, 2),
+}
+GOOD_SEQUENCES = {
+    "lstm": lambda: Sequence(nn.LSTM(4, 4, batch_first=True)),
+    "bidirectional": lambda: Sequence(nn.GRU(4, 2, bidirectional=True, batch_first=True)),
+    "encoder": lambda: Sequence(nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)),
+    "attention": lambda: Sequence(nn.MultiheadAttention(4, 2, batch_first=True), times=3),
+    "conv": lambda: Sequence(
+        nn.Sequential(nn.Conv1d(5, 5, 3, padding=1), nn.MaxPool1d(3, 1, 1), nn.GroupNorm(5, 5))
+    ),
+}
+
+
+# ---------------------------------------------------------------------- what it finds
+
+
+@pytest.mark.parametrize("dtype", [double, torch.float32])
+@pytest.mark.parametrize("name", BAD_GRADIENTS)
+def test_a_wrong_gradient_is_an_error_that_names_its_cause(name, dtype):
+    factory, cause = BAD_GRADIENTS[name]
+    with pytest.raises(InexactDerivativeError, match=f"along 0.weight, 0.bias.*{cause}.*check=None"):
+        made(factory, dtype=dtype)
+    meant = made(factory, dtype=dtype, check=None)
+    assert gradflow.integrate(meant, method="gd", lr=0.1, max_steps=2).attrs["status"] == "max_steps"
+    with pytest.warns(CheckWarning, match=cause):
+        report = meant.check()
+    assert not report.passed
+    assert not report["gradient"].passed
+    assert "Hessian" not in report  # whose differences would be those of a wrong gradient
+
+
+@pytest.mark.parametrize("name", BAD_HESSIANS)
+def test_wrong_products_are_an_error_where_they_are_asked_for(name):
+    factory, cause = BAD_HESSIANS[name]
+    with pytest.warns(CheckWarning, match=cause):
+        loss = made(factory)
+    theta = loss.parameters()
+    loss.gradient(theta)
+    with pytest.raises(InexactDerivativeError, match=cause):
+        loss.hvp(theta, theta)
+    with pytest.raises(InexactDerivativeError, match=cause):
+        loss.first(4).hvp(theta, theta)
+    with pytest.warns(CheckWarning, match=cause):
+        report = loss.check()
+    assert report["gradient"].passed
+    assert not report["Hessian"].passed
+
+
+@pytest.mark.parametrize("name", COUPLED)
+def test_nets_that_couple_samples_are_named(name):
+    factory, cause = COUPLED[name]
+    with pytest.warns(CheckWarning, match=f"couples samples.*{cause}"):
+        loss = made(factory, sequences)
+    with pytest.raises(InvalidInputError, match=f"couples samples.*{cause}.*In 3 chunks.*batch_size=9"):
+        made(factory, sequences, batch_size=4)
+    with pytest.raises(InvalidInputError, match="couples samples"):
+        made(factory, sequences, batch_size=4, check="fast")
+    with pytest.warns(CheckWarning, match="couples samples"):
+        assert loss.check(level="fast")["samples"].value > 1e-3
+
+
+def test_padding_is_found_where_it_is_not_masked():
+    with pytest.warns(CheckWarning, match="couples samples.*padding that isn't masked"):
+        padded(False)
+    with pytest.raises(InvalidInputError, match="padding that isn't masked"):
+        padded(False, batch_size=4)
+    assert padded(True, batch_size=4).check().passed
+
+
+def test_float32_inside_a_float64_net_is_named():
+    with pytest.warns(CheckWarning, match=r"1 \(Rounding\) casts to float32") as seen:
+        loss = made(lambda: sandwich(bad_nets.Rounding()))
+    assert len(seen) == 1
+    loss.hvp(loss.parameters(), loss.parameters())
+
+
+def test_float32_inside_a_float32_net_is_named_once_it_matters():
+    loss = made(lambda: sandwich(bad_nets.Rounding()), dtype=torch.float32)
+    theta = loss.parameters()
+    loss.gradient(theta)
+    with pytest.warns(CheckWarning, match=r"1 \(Rounding\) casts to float32"):
+        loss.gradient(theta.double())
+    loss.gradient(theta.double())
+
+
+def test_autocast_in_forward_is_named():
+    with pytest.warns(CheckWarning, match=r"rounded to 8e-03: 1.linear \(Linear\) casts to bfloat16"):
+        made(lambda: sandwich(bad_nets.Bfloat()), dtype=torch.float32)
+    made(lambda: sandwich(bad_nets.Bfloat()))  # which autocast leaves alone
+
+
+def test_casts_of_the_criterion_are_named_too():
+    def criterion(output, target):
+        return (output - target).float().square().mean(1)
+
+    data = TensorDataset(draw(2, 3), draw(2, 2))
+    with pytest.warns(CheckWarning, match=r"criterion \(test_check.py:\d+\) casts to float32"):
+        LossFunction(data, criterion, build(lambda: nn.Linear(3, 2)))
+
+
+# ---------------------------------------------------------------------- what it does not mistake
+
+
+@pytest.mark.parametrize("dtype", [double, torch.float32])
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_the_zoo_passes_in_silence(name, dtype):
+    case = zoo.make(name, dtype=dtype)
+    before = copy.deepcopy(case.net.state_dict())
+    modes = [m.training for m in case.net.modules()]
+    loss = LossFunction(case.dataset, case.criterion, case.net, batch_size=4)
+    report = loss.check()
+    assert report.passed
+    assert report["gradient"].value < 1e-9
+    assert report["Hessian"].value < 1e-8
+    assert report["symmetry"].value < 1e-14
+    if case.chunkable:
+        assert report["samples"].value < 1e-14
+    assert str(loss.check()) == str(report)  # the same numbers every time
+    assert all(
+        torch.equal(a, b) for a, b in zip(case.net.state_dict().values(), before.values(), strict=True)
+    )
+    assert [m.training for m in case.net.modules()] == modes
+    assert all(
+        p.grad is None and p.requires_grad == (name != "frozen" or k > 0)
+        for k, p in enumerate(case.net.parameters())
+    )
+
+
+@pytest.mark.parametrize("name", [*GOOD, *(f"sequence-{name}" for name in GOOD_SEQUENCES)])
+def test_good_nets_pass_in_silence(name):
+    if name in GOOD:
+        loss = made(GOOD[name])
+    else:
+        loss = made(GOOD_SEQUENCES[name.removeprefix("sequence-")], sequences)
+    report = loss.check()
+    assert report.passed, str(report)
+    assert report["gradient"].value < 1e-7
+
+
+def test_kinks_are_no_wrong_derivatives():
+    report = made(lambda: bad_nets.ZeroResidual(600)).check()
+    assert report.passed
+    assert report["gradient"].value < 1e-7
+    assert report["symmetry"].value < 1e-14
+
+
+def test_batch_norm_in_train_mode_may_couple_samples():
+    case = zoo.make("batch-norm-train")
+    finding = LossFunction(case.dataset, case.criterion, case.net, batch_size=4).check()["samples"]
+    assert str(finding.value) == "nan"
+    assert finding.passed
+    assert "batch-norm is in train mode" in finding.message
+
+
+# ---------------------------------------------------------------------- what it does
+
+
+def test_callables_are_checked_where_they_are_asked():
+    theta = torch.linspace(0.1, 1.0, 7)
+    report = LossFunction.from_callable(lambda x: (x**4).sum()).check(theta)
+    assert [finding.name for finding in report] == ["precision", "gradient", "Hessian", "symmetry"]
+    assert report.passed
+    for function, text in (
+        (
+            lambda x: bad_nets.straight_through(x).square().sum(),
+            "gradient isn't that of the loss.*along theta",
+        ),
+        (lambda x: bad_nets.Kernel.apply(x).square().sum(), "Hessian are wrong.*bad_nets.Kernel"),
+        (lambda x: bad_nets.Once.apply(x).square().sum(), "once_differentiable"),
+    ):
+        loss = LossFunction.from_callable(function)
+        with pytest.warns(CheckWarning, match=text):
+            assert not loss.check(theta).passed
+    with pytest.raises(InvalidInputError, match="needs a network"):
+        loss.check()
+
+
+def test_only_what_is_made_anew_is_checked(monkeypatch):
+    from gradflow.loss import function
+
+    calls = []
+    examine = function.examine
+    monkeypatch.setattr(function, "examine", lambda *args: calls.append(args[2]) or examine(*args))
+    loss = made(lambda: nn.Linear(3, 2), check="fast")
+    assert calls == ["fast"]
+    loss.first(4).gradient(loss.parameters())
+    loss.subset([1, 2]).gradient(loss.parameters())
+    loss.minibatch(torch.tensor([1])).gradient(loss.parameters())
+    made(lambda: nn.Linear(3, 2), check=None)
+    assert calls == ["fast"]
+    made(lambda: nn.Linear(3, 2))
+    assert calls == ["fast", "full"]
+
+
+def test_the_report_is_a_table():
+    report = made(lambda: nn.Linear(3, 2)).check()
+    rows = str(report).splitlines()
+    assert [row.split()[0] for row in rows] == ["samples", "precision", "gradient", "Hessian", "symmetry"]
+    assert all(row.endswith("ok") for row in rows)
+    assert [f.name for f in made(lambda: nn.Linear(3, 2)).check(level="fast")] == ["samples", "precision"]
+    loss = made(BAD_HESSIANS["kernel"][0], check=None)
+    with pytest.warns(CheckWarning, match="Products with the Hessian are wrong"):
+        bad = loss.check()
+    assert "> 1e-06  WRONG  Products with the Hessian are wrong" in str(bad)
+
+
+def test_differences_that_would_not_fit_in_memory_are_left_out():
+    report = made(lambda: nn.Linear(3, 2), memory_budget=1).check()
+    assert report.passed
+    assert "more than the memory budget" in report["gradient"].message
+
+
+def test_losses_that_cannot_be_checked_are_left_to_their_own_errors():
+    nan = made(lambda: nn.Linear(3, 2), draw(N, 3) * torch.nan)
+    assert "isn't finite" in nan.check()["gradient"].message
+    loss = made(lambda: sandwich(Function(lambda x: x.detach()))).check()
+    assert loss.passed  # the parameters in front have no gradient to be compared
+    embedding = TensorDataset(torch.arange(N)[:, None], draw(N, 2))
+    bag = build(lambda: nn.EmbeddingBag(N, 2))
+    with pytest.warns(
+        CheckWarning, match="There are no products with the Hessian: the derivative for '_embedding_bag"
+    ):
+        LossFunction(embedding, nn.MSELoss(), bag)
+
+
+@pytest.mark.parametrize("level", ["Full", True, 1])
+def test_levels_that_do_not_exist_are_refused(level):
+    with pytest.raises(InvalidInputError, match=f'Expected check as "full", "fast" or None, got {level!r}'):
+        made(lambda: nn.Linear(3, 2), check=level)
+    with pytest.raises(InvalidInputError, match=f'Expected level as "full" or "fast", got {level!r}'):
+        made(lambda: nn.Linear(3, 2)).check(level=level)
