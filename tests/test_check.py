@@ -328,3 +328,22 @@ def test_levels_that_do_not_exist_are_refused(level):
         made(lambda: nn.Linear(3, 2), check=level)
     with pytest.raises(InvalidInputError, match=f'Expected level as "full" or "fast", got {level!r}'):
         made(lambda: nn.Linear(3, 2)).check(level=level)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float64])
+def test_a_mask_of_any_kind_is_no_order(dtype):
+    """Inputs that can't be subtracted are compared all the same."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+
+        def forward(self, x, mask):
+            return self.linear(x * mask.to(x.dtype))
+
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+    data = TensorDataset(x, (x > 0).to(dtype), torch.zeros(8, 2))
+    with torch.random.fork_rng():
+        net = Masked().double()
+    assert LossFunction(data, nn.MSELoss(), net).check()["samples"].value < 1e-12

@@ -626,12 +626,10 @@ def test_rkc_measures_a_rising_sharpness_often_and_a_steady_one_seldom():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "options", "fewer"), [("exprb43", {"dense": False, "krylov_tol": 1e-3}, 15), ("rkc", {}, 10)]
-)
+@pytest.mark.parametrize(("name", "options", "fewer"), [("exprb43", {"dense": False}, 15), ("rkc", {}, 10)])
 def test_a_sharpening_flow_costs_a_fraction_of_rk4(name, options, fewer):
-    """Chebyshev-3 to t = 300, λ₁ from 4 to 10, at an error of 1e-3 of the way."""
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    """Chebyshev-4, which has no symmetry to keep, to t = 300, λ₁ from 4 to 8, at an error of 3e-3 of the way."""
+    train, _, theta = problems.load("chebyshev-4-20", "regression", "mse", dtype=torch.float64)
     shared = {"t_max": 300.0, "save_every": 300.0}
     reference = gradflow.integrate(
         train, theta, method="scipy:BDF", rtol=1e-9, atol=1e-11, **shared

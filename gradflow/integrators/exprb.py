@@ -103,7 +103,8 @@ class _Local:
         error = self.space.resolve([F], self.allowed(F.h, tol), room=_FIRST)
         if self.unseen is None or self.to_rounding:
             return error
-        seen = min(0.0, *self.space.eigenvalues()[:1])
+        λ = self.space.eigenvalues()
+        seen = min(0.0, float(λ[0])) if len(λ) else 0.0
         if F.h * (seen - self.unseen.lowest) <= _GROWTH:
             return error
         self.to_rounding = True

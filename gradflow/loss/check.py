@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gradflow.errors import CheckWarning, InexactDerivativeError, InvalidInputError
 from gradflow.loss.casts import Casts
-from gradflow.loss.data import move
+from gradflow.loss.data import Chunk, move
 from gradflow.loss.differences import Derivatives, Reading, measure
 from gradflow.loss.empirical import EmpiricalRisk
 from gradflow.loss.linearization import value_and_gradient
@@ -198,10 +198,10 @@ def _samples(risk: EmpiricalRisk, theta: Tensor) -> Finding:
     if len(rows) < 4 or _normalizes_batches(risk.net):
         why = "batch-norm is in train mode" if len(rows) >= 4 else "it takes four samples"
         return Finding("samples", math.nan, limit, f"Not looked at: {why}.")
-    whole, *parts = (
-        risk.outputs(theta, move(risk.data.rows(part), theta.device, theta.dtype))
-        for part in (rows, *rows.split(2))
-    )
+    chunks = [move(risk.data.rows(part), theta.device, theta.dtype) for part in (rows, *rows.split(2))]
+    if not _in_order(*chunks):
+        return Finding("samples", math.nan, limit, "Not looked at: collating puts samples in another order.")
+    whole, *parts = (risk.outputs(theta, chunk) for chunk in chunks)
     value = _difference(whole, parts)
     if not value > limit:
         return Finding("samples", value, limit)
@@ -225,23 +225,28 @@ def _samples(risk: EmpiricalRisk, theta: Tensor) -> Finding:
     return Finding("samples", value, limit, message)
 
 
+def _in_order(whole: Chunk, *parts: Chunk) -> bool:
+    """Whether samples lie in the whole as in the parts one after another; not so if collating sorts them."""
+    columns = zip((*whole[0], whole[1]), *((*part[0], part[1]) for part in parts), strict=True)
+    return all(torch.equal(a, b) for tensor, *pieces in columns for a, b in _overlaps(tensor, pieces))
+
+
 def _difference(whole: Tensor, parts: list[Tensor]) -> float:
-    """Give the largest difference of outputs, relative to their size, where both have any."""
-    if (
-        whole.dim() == 0
-        or any(part.dim() != whole.dim() for part in parts)
-        or sum(map(len, parts)) != len(whole)
-    ):
-        return math.nan
-    largest, at = 0.0, 0
-    for part in parts:
-        # Sequences may be padded to other lengths.
-        common = tuple(slice(0, min(a, b)) for a, b in zip(whole.shape[1:], part.shape[1:], strict=True))
-        off = whole[at : at + len(part)][(slice(None), *common)] - part[(slice(None), *common)]
-        at += len(part)
-        largest = max(largest, float(off.abs().max())) if off.numel() else largest
+    """Give the largest difference of outputs, relative to their size; NaN where they can't be set side by side."""
+    overlaps = [(a, b) for a, b in _overlaps(whole, parts) if a.numel()]
     size = float(whole.abs().max()) if whole.numel() else 0.0
-    return largest / size if size > 0 and math.isfinite(size) else math.nan
+    if not overlaps or not 0 < size < math.inf:
+        return math.nan
+    return max(float((a - b).abs().max()) for a, b in overlaps) / size
+
+
+def _overlaps(whole: Tensor, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Give what the whole and each part have in common: sequences may be padded to other lengths."""
+    if whole.dim() == 0 or any(p.dim() != whole.dim() for p in parts) or sum(map(len, parts)) != len(whole):
+        return []
+    common = [slice(0, min(sizes)) for sizes in zip(*(t.shape[1:] for t in (whole, *parts)), strict=True)]
+    rows = whole.split([len(part) for part in parts])
+    return [(a[:, *common], b[:, *common]) for a, b in zip(rows, parts, strict=True)]
 
 
 def _normalizes_batches(net: nn.Module) -> bool:
