@@ -856,8 +856,13 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, one_thread):
     whole = slow_run(tmp_path / "whole.nc").load()
     path, rng, kills = tmp_path / "x.nc", random.Random(1), 0
     while kills < 20 and not path.exists():
+        before = set((tmp_path / "x.nc.partial").glob("checkpoint-*.pt"))
         process = in_a_process(slow_run, path, (tmp_path / "x.nc.partial").exists())
-        time.sleep(rng.uniform(0.02, 0.25))
+        while rng.random() < 0.99 and process.is_alive():  # mostly until it has got somewhere
+            if set((tmp_path / "x.nc.partial").glob("checkpoint-*.pt")) - before:
+                break
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0.0, 0.2))
         process.kill()
         process.join()
         kills += 1
