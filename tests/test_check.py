@@ -347,3 +347,86 @@ def test_a_mask_of_any_kind_is_no_order(dtype):
     with torch.random.fork_rng():
         net = Masked().double()
     assert LossFunction(data, nn.MSELoss(), net).check()["samples"].value < 1e-12
+
+
+class Head(nn.Module):
+    """A large head that is computed in float32 in whatever dtype the rest is."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 64), nn.Tanh())
+        self.head = nn.Linear(64, 300)
+
+    def forward(self, x):
+        return nn.functional.linear(self.body(x).float(), self.head.weight.float(), self.head.bias.float())
+
+
+def test_rounding_inside_a_net_is_no_coupling_of_samples():
+    """A matrix product in float32 rounds otherwise for another number of rows."""
+    X, Y = draw(64, 5).float(), torch.arange(64) % 300
+    net = build(Head, torch.float32)
+    loss = LossFunction(TensorDataset(X, Y), nn.CrossEntropyLoss(), net, batch_size=16)
+    finding = loss.check()["samples"]
+    assert 0 < finding.value < finding.allowed < 1e-3
+
+
+class OnlyIn(nn.Linear):
+    """A net that insists on what the check would change."""
+
+    def __init__(self, of):
+        super().__init__(3, 2)
+        self.of = of
+
+    def forward(self, x):
+        assert self.of == "dtype" or len(x) == N, "another number of samples"
+        assert self.of == "samples" or self.weight.dtype == torch.float32, "another dtype"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("of", ["dtype", "samples"])
+def test_nets_that_insist_on_something_are_not_looked_at_otherwise(of):
+    X, Y = draw(N, 3).float(), draw(N, 2).float()
+
+    def criterion(output, target):
+        assert of == "dtype" or len(output) == N
+        return nn.functional.mse_loss(output, target)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = LossFunction(
+            TensorDataset(X, Y), criterion, build(lambda: OnlyIn(of), torch.float32)
+        ).check()
+    assert report.passed
+    assert "AssertionError" in str(report) if of == "samples" else report["gradient"].value < 0.05
+
+
+def test_a_domain_that_noise_leaves_is_said():
+    loss = LossFunction.from_callable(lambda x: -torch.distributions.Normal(0.0, x).log_prob(x).sum())
+    report = loss.check(torch.tensor([1.0, 1e-3], dtype=double))
+    assert report.passed
+    assert "near θ the loss fails with ValueError" in report["gradient"].message
+
+
+def test_a_loss_that_cannot_be_evaluated_does_not_pass():
+    def broken(theta):
+        raise RuntimeError("no such thing")
+
+    with pytest.warns(CheckWarning, match="The loss fails with RuntimeError: no such thing"):
+        assert not LossFunction.from_callable(broken).check(torch.ones(2)).passed
+    loss = made(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), batch_size=N)
+    loss.source.net.eval()
+    with pytest.warns(CheckWarning, match="switched between train and eval mode"):
+        assert not loss.check().passed
+
+
+def test_frozen_weights_count_where_a_net_is_copied_to_float64():
+    net = build(lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2)), torch.float32)
+    net[0].requires_grad_(False)
+    data = TensorDataset(draw(N, 3).float(), draw(N, 2).float())
+    allowed = {
+        budget: LossFunction(data, nn.MSELoss(), net, memory_budget=budget, batch_size=N)
+        .check()["samples"]
+        .allowed
+        for budget in (8 * 14, 8 * 14 - 1)  # of 8 frozen numbers and 6 others
+    }
+    assert list(allowed.values()) == pytest.approx([2.0**-26, 2.0**-11.5])

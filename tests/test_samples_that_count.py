@@ -42,3 +42,19 @@ def test_a_mini_batch_has_the_loss_that_torch_gives_it(labels):
     got = loss.minibatch(rows)(loss.parameters())
     expected = criterion(net(inputs[rows]), targets[rows])
     assert torch.allclose(got, expected, rtol=1e-12, equal_nan=True)
+
+
+def test_a_mini_batch_that_is_larger_than_all_is_one_mean():
+    """Drawn with replacement; where all samples are one chunk, nothing says how chunks would be weighted."""
+    g = torch.Generator().manual_seed(0)
+    X = torch.randn(64, 5, generator=g, dtype=torch.float64)
+    y = torch.randint(0, 3, (64,), generator=g)
+    y[:40] = -100
+    with torch.random.fork_rng():
+        net = nn.Linear(5, 3).double()
+    rows = torch.randint(0, 64, (100,), generator=g)
+    for size in (None, 16):
+        loss = LossFunction(TensorDataset(X, y), nn.CrossEntropyLoss(), net, batch_size=size)
+        θ = loss.parameters()
+        expected = nn.functional.cross_entropy(net(X[rows]), y[rows]).item()
+        assert float(loss.minibatch(rows)(θ)) == pytest.approx(expected, rel=1e-14)

@@ -6,13 +6,14 @@ import copy
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from gradflow.errors import CheckWarning, InexactDerivativeError, InvalidInputError
+from gradflow.errors import CheckWarning, GradflowError, InexactDerivativeError, InvalidInputError
 from gradflow.loss.casts import Casts
 from gradflow.loss.data import Chunk, move
 from gradflow.loss.differences import Derivatives, Reading, measure
@@ -118,25 +119,45 @@ def examine(source: LossSource, theta: Tensor, level: CheckLevel) -> CheckReport
     probe.second = SecondDerivatives()
     theta = theta.detach()
     seen: dict[torch.dtype, Casts] = {}
-    for dtype in dict.fromkeys((theta.dtype, torch.float64)):
+    for dtype in _dtypes(theta, risk):
         casts = Casts(None if risk is None else risk.net, dtype)
         try:
-            with casts:
+            # A compiled net would be compiled anew under a mode.
+            with nullcontext() if risk is not None and _is_compiled(risk.net) else casts:
                 value_and_gradient(probe, theta.to(dtype))
-        except (RuntimeError, TypeError, ValueError) as error:
-            if dtype == theta.dtype:  # what it is, a later call tells
+        except Exception as error:
+            if dtype == theta.dtype:
                 return CheckReport(
-                    (Finding("precision", math.nan, 0.0, f"The loss can't be evaluated: {error}"),)
+                    (_unevaluated(error, certain=risk is None or isinstance(error, GradflowError)),)
                 )
         else:
             seen[dtype] = casts
     dtype, casts = list(seen.items())[-1]
     point = theta.to(dtype)
-    findings = [] if risk is None else [_samples(risk, point)]
+    findings = [] if risk is None else [_samples(risk, point, casts.eps)]
     findings.append(_precision(seen, theta.dtype))
     if level == "full":
         findings += _derivatives(probe, point, casts.eps, risk)
     return CheckReport(tuple(findings))
+
+
+def _dtypes(theta: Tensor, risk: EmpiricalRisk | None) -> list[torch.dtype]:
+    """Give θ's dtype, and float64 if the whole net, what is frozen included, fits in memory once more."""
+    tensors = [] if risk is None else [*risk.net.parameters(), *risk.net.buffers()]
+    fits = risk is None or 8 * sum(t.numel() for t in tensors) <= risk.memory_budget
+    return list(dict.fromkeys((theta.dtype, torch.float64) if fits else (theta.dtype,)))
+
+
+def _is_compiled(net: nn.Module) -> bool:
+    return any(hasattr(m, "_orig_mod") for m in net.modules())
+
+
+def _unevaluated(error: Exception, *, certain: bool) -> Finding:
+    """Say that there is no loss to look at; where it may be for want of samples, that is nothing wrong."""
+    what = f"fails with {type(error).__name__}: {error}"
+    if certain:
+        return Finding("loss", math.inf, 0.0, f"The loss {what}")
+    return Finding("loss", math.nan, 0.0, f"Not looked at: on at most {_SAMPLES} samples it {what}")
 
 
 def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
@@ -152,6 +173,8 @@ def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
             if finding.name == "precision" and math.isfinite(finding.value):
                 later = finding.message or None
             continue
+        if finding.name == "loss":
+            continue  # a later call tells
         if finding.name == "gradient":
             raise InexactDerivativeError(finding.message)
         if finding.name == "samples" and risk.data.n_chunks > 1:
@@ -190,9 +213,9 @@ def _precision(seen: dict[torch.dtype, Casts], dtype: torch.dtype) -> Finding:
 # ---------------------------------------------------------------------- samples
 
 
-def _samples(risk: EmpiricalRisk, theta: Tensor) -> Finding:
-    """Compare the net's outputs on some samples at once with those on two at a time."""
-    limit = math.sqrt(torch.finfo(theta.dtype).eps)
+def _samples(risk: EmpiricalRisk, theta: Tensor, eps: float) -> Finding:
+    """Compare the net's outputs on some samples at once with those on two at a time; `eps` is what they round to."""
+    limit = math.sqrt(eps)
     rows = _rows(risk, _SAMPLES)
     rows = rows[: len(rows) // 2 * 2]
     if len(rows) < 4 or _normalizes_batches(risk.net):
@@ -201,7 +224,12 @@ def _samples(risk: EmpiricalRisk, theta: Tensor) -> Finding:
     chunks = [move(risk.data.rows(part), theta.device, theta.dtype) for part in (rows, *rows.split(2))]
     if not _in_order(*chunks):
         return Finding("samples", math.nan, limit, "Not looked at: collating puts samples in another order.")
-    whole, *parts = (risk.outputs(theta, chunk) for chunk in chunks)
+    try:
+        whole, *parts = (risk.outputs(theta, chunk) for chunk in chunks)
+    except Exception as error:  # a net for so many samples and no others
+        return Finding(
+            "samples", math.nan, limit, f"Not looked at: {type(error).__name__} on {len(rows)} or 2 samples."
+        )
     value = _difference(whole, parts)
     if not value > limit:
         return Finding("samples", value, limit)
@@ -274,7 +302,12 @@ def _derivatives(probe: LossSource, theta: Tensor, eps: float, risk: EmpiricalRi
         why = f"Not looked at: differences would take {n_bytes / 1e9:.2g} GB, more than the memory budget."
     elif eps > 1e-5:
         why = "Not looked at: the loss is too coarse for differences."
-    found = Derivatives() if why else measure(probe, theta, eps)
+    found = Derivatives()
+    if not why:
+        try:
+            found = measure(probe, theta, eps)
+        except Exception as error:  # outside of the loss's domain, say
+            why = f"Not looked at: near θ the loss fails with {type(error).__name__}: {error}"
 
     def finding(name: str, reading: Reading, message: str) -> Finding:
         if reading.measured:

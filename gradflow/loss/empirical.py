@@ -253,7 +253,7 @@ class EmpiricalRisk:
 
     def _weigh_chunks(self, rows: Tensor, output: Tensor, batch_size: int | None) -> list[float]:
         """Give how much each chunk has of what the criterion averages over."""
-        if self.data.n_chunks == 1:
+        if self.data.n_chunks == 1:  # untried, so that mini-batches are one chunk as well
             return [float(self.data.n_samples)]
         if self._reads_weights and self.chunked.reduction == "sum":
             raise CriterionError(

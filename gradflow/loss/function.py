@@ -278,7 +278,8 @@ class LossFunction:
         Returns
         -------
         CheckReport
-            To print; ``passed`` says whether all is well. What is not is a ``CheckWarning`` each.
+            To print; ``passed`` says whether nothing wrong was found, and a row without a number why there is none.
+            What is wrong is a ``CheckWarning`` each.
 
         Examples
         --------

@@ -36,8 +36,10 @@ class MiniBatch:
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give one term per chunk; a mini-batch is usually one."""
-        parts = self._rows.split(self._risk.data.chunk_size)
-        chunks = [move(self._risk.data.rows(part), theta.device, theta.dtype) for part in parts]
+        data = self._risk.data
+        # Where all samples are one chunk, so is a mini-batch that takes some of them twice.
+        parts = self._rows.split(data.chunk_size) if data.n_chunks > 1 else [self._rows]
+        chunks = [move(data.rows(part), theta.device, theta.dtype) for part in parts]
         yield from self._risk.terms_of(chunks, [len(part) for part in parts])
 
     def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
@@ -46,7 +48,7 @@ class MiniBatch:
 
     def keeps_graphs(self, theta: Tensor) -> bool:
         """Whether the graphs of all chunks fit in the memory budget: a chunk's does."""
-        return len(self._rows) <= self._risk.data.chunk_size
+        return self._risk.data.n_chunks == 1 or len(self._rows) <= self._risk.data.chunk_size
 
     def batches_products(self, theta: Tensor) -> bool:
         """As for all samples."""
