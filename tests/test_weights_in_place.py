@@ -200,6 +200,18 @@ def test_the_estimate_covers_what_kept_graphs_take(call, batch_size):
     assert taken <= estimate <= 4 * taken
 
 
+def test_a_checkpointed_net_may_have_parameters_that_it_does_not_use():
+    with torch.random.fork_rng():
+        net = Blocks(later)
+    net.unused = nn.Parameter(torch.ones(3))
+    loss = LossFunction(TensorDataset(torch.ones(5, 4), torch.zeros(5, 2)), nn.MSELoss(), net)
+    assert loss.source.recomputes
+    by_name = dict(
+        zip(loss.source.names, loss.source.leaves(loss.gradient(loss.parameters())[1]), strict=True)
+    )
+    assert torch.equal(by_name["unused"], torch.zeros(3))
+
+
 class Derived(nn.Module):
     """A net with torch.func in its forward pass, which forbids hooks for saved tensors."""
 
