@@ -1,7 +1,6 @@
 """The self-check of a loss: what it finds, what it doesn't mistake, and what it leaves alone."""
 
 import copy
-import math
 import warnings
 
 import bad_nets
@@ -266,8 +265,7 @@ def test_kinks_are_no_wrong_derivatives():
 def test_a_constant_beside_the_loss_is_no_wrong_derivative(constant):
     """Its rounding errors are larger than what a difference of the loss may be off by."""
     report = LossFunction.from_callable(lambda x: (x**4).sum() + constant).check(torch.linspace(0.1, 1.0, 7))
-    assert report.passed
-    assert all(math.isfinite(finding.value) for finding in report)
+    assert all(0 <= finding.value <= finding.allowed for finding in report)
 
 
 def test_directions_without_a_gradient_are_left_out():
