@@ -158,6 +158,24 @@ def test_nets_that_couple_samples_are_named(name):
         assert loss.check(level="fast")["samples"].value > 1e-3
 
 
+def test_only_the_parameter_whose_gradient_is_wrong_is_named():
+    class Product(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = (nn.Parameter(torch.tensor(x)) for x in (0.5, 0.7, 0.9))
+
+        def forward(self, x):
+            return (self.a * x + self.b * self.b.detach() * x.square() + self.c)[:, :2]
+
+    with pytest.raises(InexactDerivativeError, match=r"along b\. Likely"):
+        made(Product)
+
+
+def test_four_samples_are_enough_to_tell_whether_they_are_coupled():
+    with pytest.warns(CheckWarning, match="couples samples"):
+        made(COUPLED["centred"][0], sequences[:4], check="fast")
+
+
 def test_padding_is_found_where_it_is_not_masked():
     with pytest.warns(CheckWarning, match="couples samples.*padding that isn't masked"):
         padded(False)
@@ -243,6 +261,58 @@ def test_kinks_are_no_wrong_derivatives():
     assert report["symmetry"].value < 1e-14
 
 
+@pytest.mark.parametrize("constant", [1e9, -1e9])
+def test_a_constant_beside_the_loss_is_no_wrong_derivative(constant):
+    """Its rounding errors are larger than what a difference of the loss may be off by."""
+    report = LossFunction.from_callable(lambda x: (x**4).sum() + constant).check(torch.linspace(0.1, 1.0, 7))
+    assert all(0 <= finding.value <= finding.allowed for finding in report)
+
+
+def test_directions_without_a_gradient_are_left_out():
+    theta = torch.linspace(0.1, 1.0, 7, dtype=double)
+    report = LossFunction.from_callable(lambda x: (x[:4] ** 4).sum()).check(theta)
+    assert report["symmetry"].value < 1e-14
+
+
+def test_the_readings_have_no_unit():
+    """A loss or parameters in units that are powers of two give the same readings, to the last digits."""
+
+    class Lopsided(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            ctx.save_for_backward(a, b)
+            return a * b
+
+        @staticmethod
+        def backward(ctx, grad):
+            a, b = ctx.saved_tensors
+            return grad * b.detach(), grad * a
+
+    theta = torch.linspace(0.1, 1.0, 7, dtype=double)
+
+    def readings(of_loss, of_theta):
+        def function(x):
+            y = x / of_theta
+            return of_loss * Lopsided.apply(y, y.roll(1)).sin().sum()
+
+        with pytest.warns(CheckWarning, match="uᵀHv and vᵀHu differ"):
+            report = LossFunction.from_callable(function).check(of_theta * theta)
+        return [report[name].value for name in ("Hessian", "symmetry")]
+
+    plain = readings(1.0, 1.0)
+    assert readings(2.0**20, 1.0) == pytest.approx(plain, rel=1e-9)
+    assert readings(1.0, 2.0**-10) == pytest.approx(plain, rel=1e-9)
+
+
+def test_no_sample_is_looked_at_alone():
+    def several(x):
+        assert len(x) > 1
+        return x
+
+    report = made(lambda: sandwich(Function(several)), draw(5, 3)).check()
+    assert report["samples"].value < 1e-14
+
+
 def test_batch_norm_in_train_mode_may_couple_samples():
     case = zoo.make("batch-norm-train")
     finding = LossFunction(case.dataset, case.criterion, case.net, batch_size=4).check()["samples"]
@@ -272,6 +342,13 @@ def test_callables_are_checked_where_they_are_asked():
             assert not loss.check(theta).passed
     with pytest.raises(InvalidInputError, match="needs a network"):
         loss.check()
+
+
+def test_the_default_device_changes_nothing():
+    loss = made(lambda: nn.Linear(3, 2))
+    with torch.device("meta"):
+        report = loss.check()
+    assert str(report) == str(loss.check())
 
 
 def test_only_what_is_made_anew_is_checked(monkeypatch):
@@ -307,6 +384,10 @@ def test_differences_that_would_not_fit_in_memory_are_left_out():
     report = made(lambda: nn.Linear(3, 2), memory_budget=1).check()
     assert report.passed
     assert "more than the memory budget" in report["gradient"].message
+    vector = 8 * 8  # bytes
+    few, many = (made(lambda: nn.Linear(3, 2), memory_budget=n * vector).check() for n in (10, 50))
+    assert "more than the memory budget" in few["gradient"].message
+    assert many["gradient"].value < 1e-9
 
 
 def test_losses_that_cannot_be_checked_are_left_to_their_own_errors():

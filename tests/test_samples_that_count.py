@@ -58,3 +58,15 @@ def test_a_mini_batch_that_is_larger_than_all_is_one_mean():
         θ = loss.parameters()
         expected = nn.functional.cross_entropy(net(X[rows]), y[rows]).item()
         assert float(loss.minibatch(rows)(θ)) == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize("labels", [[-100] * 4, [-100, -100, -100, 1], [-100, -100, 2, 1], [0, -100, 2, 1]])
+def test_a_mini_batch_in_chunks_has_it_too(labels):
+    inputs = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2)
+    targets, criterion = torch.tensor([*labels, 0, 2]), nn.CrossEntropyLoss()
+    with torch.random.fork_rng():
+        net = nn.Linear(2, 3).double()
+    loss = LossFunction(TensorDataset(inputs, targets), criterion, net, batch_size=2)
+    got = loss.minibatch(torch.arange(4))(loss.parameters())
+    expected = criterion(net(inputs[:4]), targets[:4])
+    assert torch.allclose(got, expected, rtol=1e-12, equal_nan=True)

@@ -12,6 +12,7 @@ from torch.utils.data import TensorDataset
 import gradflow
 from gradflow import LossFunction, SpectrumService
 from gradflow.errors import InexactDerivativeError, InvalidInputError
+from gradflow.loss.second_derivatives import WrittenOutWeightNorm
 
 
 def build(factory):
@@ -60,6 +61,13 @@ def test_weight_normalization_is_exact(kind, dim, generator):
     assert relative(loss.hvp(theta, v), difference(loss, theta, v)) < 1e-9
     H = loss.linearize(theta).hvp(torch.eye(len(theta), dtype=double))
     assert relative(H, H.T) < 1e-14
+
+
+def test_the_formula_has_the_default_of_torch(generator):
+    v, g = (torch.randn(n, generator=generator, dtype=double) for n in ((3, 3), (3, 1)))
+    with WrittenOutWeightNorm():
+        written_out = torch._weight_norm(v, g)
+    assert relative(written_out, torch._weight_norm(v, g)) < 1e-15
 
 
 @pytest.mark.parametrize("kind", ["spectral", "spectral-hook"])

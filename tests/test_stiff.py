@@ -692,3 +692,15 @@ def test_auto_asks_for_graphs_in_the_dtype_of_the_loss(dtype):
     loss = SimpleNamespace(n_parameters=1000, dtype=dtype, memory_budget=2**30, source=source)
     assert METHODS["auto"]().resolve(loss).name == "exprb43"
     assert asked == [dtype or torch.float64]
+
+
+def test_top_pairs_have_residuals_relative_to_the_largest_eigenvalue():
+    λ = torch.tensor([50.0, 20.0, 1.0, 0.5, -80.0], dtype=torch.float64)
+    space = KrylovSpace(torch.diag(λ), 3)
+    space.coordinates(torch.ones(5, dtype=torch.float64))
+    largest = np.abs(space.eigenvalues(3)).max()
+    pairs = space.top(2)
+    assert pairs.scale == largest
+    off = torch.linalg.vector_norm(λ[:, None] * pairs.vectors - pairs.vectors * pairs.values, dim=0)
+    assert torch.allclose(pairs.residuals, off / largest, rtol=1e-10)
+    assert off.min() > 0.1

@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import gradflow
 from gradflow import LossFunction, problems
 from gradflow.driver import Stepper
-from gradflow.integrators import METHODS, Flow
+from gradflow.integrators import METHODS, Flow, exprb
 from gradflow.integrators.unseen import search
 from gradflow.loss.criteria import HalfSquaredError
 from gradflow.problems.datasets import chebyshev
@@ -112,6 +112,20 @@ def test_what_is_known_survives_a_refused_step(method):
     state = stepper.result.state
     assert state.memory.exists
     assert integrator.refused(0.1, state).memory == state.memory
+
+
+def test_forty_steps_lie_between_searches(monkeypatch):
+    searches = []
+    monkeypatch.setattr(exprb, "search", lambda *args: searches.append(len(ages)) or search(*args))
+    loss, start, _, _ = two_worlds(1.0)
+    integrator = METHODS["exprb32"](dense=False)
+    stepper = Stepper(integrator, Flow(LossFunction.from_callable(loss), keep_graph=True), start)
+    ages: list[int] = []
+    for _ in range(45):
+        stepper.advance()
+        ages.append(stepper.result.state.memory.age)
+    assert searches == [0, 40]
+    assert ages == [*range(1, 41), *range(1, 6)]
 
 
 # ---------------------------------------------------------------------- the search

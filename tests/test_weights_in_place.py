@@ -156,8 +156,10 @@ def test_reentrant_checkpointing_is_refused(start):
     with torch.random.fork_rng():
         net = Blocks(reentrant) if start == "input" else nn.Sequential(nn.Linear(4, 4), Blocks(reentrant))
     data = TensorDataset(torch.zeros(5, 4), torch.zeros(5, 2))
-    with pytest.raises(InvalidInputError, match="use_reentrant=False"):
-        LossFunction(data, nn.MSELoss(), net)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, which a caller may not see
+        with pytest.raises(InvalidInputError, match="use_reentrant=False"):
+            LossFunction(data, nn.MSELoss(), net)
     assert all(type(p) is nn.Parameter for p in net.parameters())
 
 
@@ -198,6 +200,47 @@ def test_the_estimate_covers_what_kept_graphs_take(call, batch_size):
     source = loss.source
     estimate = 64 * source._graph_bytes_per_sample + source.data.n_chunks * loss.n_parameters * 4
     assert taken <= estimate <= 4 * taken
+
+
+class Again(torch.autograd.Function):
+    """A layer, tanh(Wx), that its backward computes again, with the weights that are in it by then."""
+
+    @staticmethod
+    def forward(ctx, x, layer, weight):
+        ctx.x, ctx.layer = x, layer
+        return torch.tanh(x @ weight.T)
+
+    @staticmethod
+    def backward(ctx, grad):
+        y = torch.tanh(ctx.x @ ctx.layer.weight.T)
+        return None, None, (grad * (1 - y**2)).T @ ctx.x
+
+
+def test_it_is_enough_that_one_layer_runs_again():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 3, bias=False), nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.head(Again.apply(x, self.layer, self.layer.weight))
+
+    with torch.random.fork_rng():
+        net = Net()
+    data = TensorDataset(torch.ones(5, 4), torch.zeros(5, 2))
+    assert LossFunction(data, nn.MSELoss(), net, check=None).source.recomputes
+
+
+def test_a_checkpointed_net_may_have_parameters_that_it_does_not_use():
+    with torch.random.fork_rng():
+        net = Blocks(later)
+    net.unused = nn.Parameter(torch.ones(3))
+    loss = LossFunction(TensorDataset(torch.ones(5, 4), torch.zeros(5, 2)), nn.MSELoss(), net)
+    assert loss.source.recomputes
+    by_name = dict(
+        zip(loss.source.names, loss.source.leaves(loss.gradient(loss.parameters())[1]), strict=True)
+    )
+    assert torch.equal(by_name["unused"], torch.zeros(3))
 
 
 class Derived(nn.Module):
