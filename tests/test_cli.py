@@ -121,6 +121,7 @@ def test_general_options_arrive(name, tmp_path):
     value, found = GENERAL[name]
     problem = ["run", "digits", "fc-tanh-depth1", "ce"] if name == "acc-goal" else PROBLEM
     needed = {
+        "density-at": ["--save-every", 0.5],
         "density-every": ["--density-at", "0,1"],
         "abridged-size": ["--n-eigs", 1],
         "eigs-every": ["--n-eigs", 1],
