@@ -22,13 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from common import publish
-from torch import nn
 from torch.utils.data import TensorDataset
 
 import gradflow
 from gradflow.integrators import exprb, unseen
 from gradflow.loss.criteria import HalfSquaredError
 from gradflow.problems.datasets import chebyshev
+from gradflow.problems.networks import regression
 
 Row = dict[str, object]
 METHODS = [("exprb43", 1e-4), ("exprb43", 1e-6), ("exprb32", 1e-4), ("exprb32", 1e-6)]
@@ -72,11 +72,7 @@ def odd(degree: int, seed: int) -> tuple[str, list[Row]]:
     """Follow an odd target with a net that could break the symmetry."""
     data = chebyshev(degree, 20)
     torch.manual_seed(seed)
-    hidden, output = nn.Linear(1, 500), nn.Linear(500, 1, bias=False)
-    nn.init.xavier_normal_(hidden.weight, gain=1.9)
-    nn.init.zeros_(hidden.bias)
-    nn.init.xavier_normal_(output.weight)
-    net = nn.Sequential(hidden, nn.Tanh(), output).double()
+    net = regression(1, 1, width=500).double()
     loss = gradflow.LossFunction(
         TensorDataset(data.train_inputs, data.train_targets), HalfSquaredError(), net
     )

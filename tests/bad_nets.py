@@ -7,13 +7,17 @@ from torch.autograd.function import once_differentiable
 double = torch.float64
 
 
-class Once(torch.autograd.Function):
-    """Tanh whose backward can't be differentiated, and says so."""
+class Tanh(torch.autograd.Function):
+    """Tanh; each below has a backward of its own."""
 
     @staticmethod
     def forward(ctx, x):
         ctx.save_for_backward(x)
         return x.tanh()
+
+
+class Once(Tanh):
+    """Tanh whose backward can't be differentiated, and says so."""
 
     @staticmethod
     @once_differentiable
@@ -21,13 +25,8 @@ class Once(torch.autograd.Function):
         return grad * (1 - ctx.saved_tensors[0].tanh() ** 2)
 
 
-class Kernel(torch.autograd.Function):
+class Kernel(Tanh):
     """Tanh whose backward leaves torch, as kernels in CUDA or Triton do."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
 
     @staticmethod
     def backward(ctx, grad):
@@ -48,13 +47,8 @@ class Half(torch.autograd.Function):
         return grad * (1 - ctx.y**2)
 
 
-class Mistaken(torch.autograd.Function):
+class Mistaken(Tanh):
     """Tanh with a mistake in its backward."""
-
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.tanh()
 
     @staticmethod
     def backward(ctx, grad):

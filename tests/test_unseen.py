@@ -6,7 +6,6 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.utils.data import TensorDataset
 
 import gradflow
@@ -16,6 +15,7 @@ from gradflow.integrators import METHODS, Flow, exprb
 from gradflow.integrators.unseen import search
 from gradflow.loss.criteria import HalfSquaredError
 from gradflow.problems.datasets import chebyshev
+from gradflow.problems.networks import regression
 
 KRYLOV = ["exprb32", "exprb43"]
 
@@ -34,11 +34,7 @@ def odd_regression(degree, seed):
     data = chebyshev(degree, 20)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        hidden, output = nn.Linear(1, 500), nn.Linear(500, 1, bias=False)
-        nn.init.xavier_normal_(hidden.weight, gain=1.9)
-        nn.init.zeros_(hidden.bias)
-        nn.init.xavier_normal_(output.weight)
-    net = nn.Sequential(hidden, nn.Tanh(), output).double()
+        net = regression(1, 1, width=500).double()
     loss = LossFunction(TensorDataset(data.train_inputs, data.train_targets), HalfSquaredError(), net)
     theta = loss.parameters()
     exact = gradflow.integrate(

@@ -15,6 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
+from gradflow.api.parts import to_numpy
 from gradflow.errors import InvalidInputError, InvalidTypeError, ResumeError, ResumeWarning
 from gradflow.loss import LossFunction
 from gradflow.record import check_output, differences, open_run, to_json, what_is_at
@@ -75,7 +76,7 @@ def identity_of(
     """Say what makes a run the one that it is: its configuration, its data, its start. By name, as text."""
     same = {name: to_json(value) for name, value in config.items() if name not in _MAY_DIFFER}
     data = {"data": loss.fingerprint(), "test data": "none" if test is None else test.fingerprint()}
-    return same | data | {"θ₀": _start(theta.detach().cpu().numpy())}
+    return same | data | {"θ₀": _start(to_numpy(theta))}
 
 
 def open_ended(

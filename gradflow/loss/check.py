@@ -17,7 +17,7 @@ from gradflow.errors import CheckWarning, GradflowError, InexactDerivativeError,
 from gradflow.loss.casts import Casts
 from gradflow.loss.data import Chunk, move
 from gradflow.loss.differences import Derivatives, Reading, measure
-from gradflow.loss.empirical import EmpiricalRisk
+from gradflow.loss.empirical import EmpiricalRisk, normalizes_batches
 from gradflow.loss.linearization import value_and_gradient
 from gradflow.loss.minibatch import MiniBatch
 from gradflow.loss.second_derivatives import SecondDerivatives
@@ -114,7 +114,7 @@ def examine(source: LossSource, theta: Tensor, level: CheckLevel) -> CheckReport
     probe: Any = (
         copy.copy(source)
         if risk is None
-        else MiniBatch(risk, _rows(risk, min(_SAMPLES, risk.data.chunk_size)))
+        else MiniBatch(risk, risk.data.spread(min(_SAMPLES, risk.data.chunk_size)))
     )
     probe.second = SecondDerivatives()
     theta = theta.detach()
@@ -187,13 +187,6 @@ def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
     return later
 
 
-def _rows(risk: EmpiricalRisk, n: int) -> Tensor:
-    """Return the numbers of at most n samples, spread evenly."""
-    N = risk.data.n_samples
-    n = min(n, N)
-    return torch.tensor([i * N // n for i in range(n)], device="cpu")
-
-
 def _precision(seen: dict[torch.dtype, Casts], dtype: torch.dtype) -> Finding:
     """Say which modules cast to fewer digits than θ has, or would if it had those of float64."""
     eps = torch.finfo(dtype).eps
@@ -216,9 +209,9 @@ def _precision(seen: dict[torch.dtype, Casts], dtype: torch.dtype) -> Finding:
 def _samples(risk: EmpiricalRisk, theta: Tensor, eps: float) -> Finding:
     """Compare the net's outputs on some samples at once with those on two at a time; `eps` is what they round to."""
     limit = math.sqrt(eps)
-    rows = _rows(risk, _SAMPLES)
+    rows = risk.data.spread(min(_SAMPLES, risk.data.n_samples))
     rows = rows[: len(rows) // 2 * 2]
-    if len(rows) < 4 or _normalizes_batches(risk.net):
+    if len(rows) < 4 or normalizes_batches(risk.net):
         why = "batch-norm is in train mode" if len(rows) >= 4 else "it takes four samples"
         return Finding("samples", math.nan, limit, f"Not looked at: {why}.")
     chunks = [move(risk.data.rows(part), theta.device, theta.dtype) for part in (rows, *rows.split(2))]
@@ -275,11 +268,6 @@ def _overlaps(whole: Tensor, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]
     common = [slice(0, min(sizes)) for sizes in zip(*(t.shape[1:] for t in (whole, *parts)), strict=True)]
     rows = whole.split([len(part) for part in parts])
     return [(a[:, *common], b[:, *common]) for a, b in zip(rows, parts, strict=True)]
-
-
-def _normalizes_batches(net: nn.Module) -> bool:
-    kind = nn.modules.batchnorm._BatchNorm
-    return any(isinstance(m, kind) and m.training for m in net.modules())
 
 
 def _couples(net: nn.Module) -> list[str]:

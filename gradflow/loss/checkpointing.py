@@ -5,11 +5,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import Tensor
 
 from gradflow.errors import InvalidInputError
+from gradflow.loss.second_derivatives import graph_nodes
 
 DIFFERENTIATED_LATER = (
     "The loss can't be differentiated outside of the LossFunction: differentiation runs parts of the net again "
@@ -40,13 +40,5 @@ def refusing_reentrant() -> Iterator[None]:
 
 def refuse_reentrant(value: Tensor) -> None:
     """Refuse a value whose graph has a reentrant checkpoint: its parameters would get no gradient."""
-    seen: set[Any] = set()
-    nodes = [value.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is None or node in seen:
-            continue
-        if type(node).__name__ == "CheckpointFunctionBackward":
-            raise InvalidInputError(_REENTRANT)
-        seen.add(node)
-        nodes += [following for following, _ in node.next_functions]
+    if any(type(node).__name__ == "CheckpointFunctionBackward" for node in graph_nodes([value])):
+        raise InvalidInputError(_REENTRANT)

@@ -322,11 +322,8 @@ class EmpiricalRisk:
         )
 
     def _check_batch_norm(self) -> None:
-        normalizes = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in self.net.modules()
-        )
         N, size = self.data.n_samples, self.data.chunk_size
-        if normalizes and (N % size == 1 or size == 1):
+        if normalizes_batches(self.net) and (N % size == 1 or size == 1):
             raise InvalidInputError(
                 f"Batch-norm in train mode needs at least two samples in a chunk; of {N} samples in chunks of {size} "
                 "the last has one. Choose another batch_size, or call net.eval()."
@@ -354,11 +351,7 @@ class EmpiricalRisk:
     def terms(self, theta: Tensor) -> Iterator[Term]:
         """Give one term per chunk that counts."""
         self._check_modes()
-        chunks = self.data.on(theta.device, theta.dtype)
-        total = sum(self._denominators)
-        for (inputs, target), d in zip(chunks, self._denominators, strict=True):
-            if d > 0 or total == 0:
-                yield self._term(inputs, target, d, total)
+        yield from self._weighted(self.data.on(theta.device, theta.dtype), self._denominators)
 
     def terms_of(self, chunks: Sequence[Chunk], n_items: Sequence[int]) -> Iterator[Term]:
         """Give the terms of the mean over other chunks than those of the whole, of so many items each."""
@@ -368,6 +361,9 @@ class EmpiricalRisk:
             denominators = [
                 self.chunked.denominator(target, n) for (_, target), n in zip(chunks, n_items, strict=True)
             ]
+        yield from self._weighted(chunks, denominators)
+
+    def _weighted(self, chunks: Iterable[Chunk], denominators: Sequence[float]) -> Iterator[Term]:
         total = sum(denominators)
         for (inputs, target), d in zip(chunks, denominators, strict=True):
             if d > 0 or total == 0:
@@ -515,6 +511,11 @@ class EmpiricalRisk:
             if id(tensor) not in of_net
         }
         return lambda output, target: functional_call(criterion, state, (output, target))
+
+
+def normalizes_batches(net: nn.Module) -> bool:
+    """Whether a net has batch-norm in train mode, by whose statistics samples know of each other."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in net.modules())
 
 
 def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> tuple[int, int]:

@@ -51,7 +51,7 @@ class SecondDerivatives:
 
 
 def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> str | None:
-    names = {node.name() for node in _nodes(gradient)}
+    names = {node.name() for node in graph_nodes(gradient)}
     if "torch::autograd::Error" in names:
         once = sorted(name for name, made in functions.items() if hasattr(made.backward, "__wrapped__"))
         return (
@@ -69,11 +69,11 @@ def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> 
 
 
 def _custom_functions(value: Tensor) -> dict[str, Any]:
-    found = [node._forward_cls for node in _nodes([value]) if isinstance(node, BackwardCFunction)]  # type: ignore[attr-defined]
+    found = [node._forward_cls for node in graph_nodes([value]) if isinstance(node, BackwardCFunction)]  # type: ignore[attr-defined]
     return {f"{made.__module__}.{made.__qualname__}": made for made in found}
 
 
-def _nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
+def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
     """Give every node of the graph that leads to some tensors."""
     waiting = [t.grad_fn for t in tensors if t.grad_fn is not None]
     seen = set(waiting)

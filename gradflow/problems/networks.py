@@ -130,8 +130,8 @@ def deep_linear(n_inputs: int, n_outputs: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-def regression(n_inputs: int, n_outputs: int) -> nn.Module:
-    """Make the 1-100-1 tanh network for one-dimensional regression, 300 parameters.
+def regression(n_inputs: int, n_outputs: int, width: int = 100) -> nn.Module:
+    """Make the 1-width-1 tanh network for one-dimensional regression, 3 · width parameters.
 
     Weights Xavier normal, with gain 1.9 in the first layer; zero bias; no bias at the output.
     """
@@ -139,7 +139,7 @@ def regression(n_inputs: int, n_outputs: int) -> nn.Module:
         raise InvalidInputError(
             f"The regression network has one input and one output, the data {n_inputs} and {n_outputs}. Use fc-tanh."
         )
-    hidden, output = nn.Linear(1, 100), nn.Linear(100, 1, bias=False)
+    hidden, output = nn.Linear(1, width), nn.Linear(width, 1, bias=False)
     nn.init.xavier_normal_(hidden.weight, gain=1.9)
     nn.init.zeros_(hidden.bias)
     nn.init.xavier_normal_(output.weight)
