@@ -119,7 +119,7 @@ class Curvlinops:
 
 
 def count_products(linearization: Any) -> tuple[Callable[[torch.Tensor], torch.Tensor], list[int]]:
-    """Give the product with H, and a list of the numbers of vectors that it is called with."""
+    """Return the product with H, and a list of the numbers of vectors that it is called with."""
     counts: list[int] = []
 
     def multiply(v: torch.Tensor) -> torch.Tensor:
@@ -199,7 +199,7 @@ SOLVERS: dict[str, Callable[[gradflow.LossFunction], Callable[[Any], Found]]] = 
 
 
 def trajectories(directory: str | None) -> dict[str, tuple[gradflow.LossFunction, float, tuple[int, ...]]]:
-    """Give (loss, learning rate, first steps of the windows) by name."""
+    """Return (loss, learning rate, first steps of the windows) by name."""
     digits, _, _ = gradflow.problems.load("digits", "fc-tanh", "mse")
     return {
         "digits, fc-tanh, mse": (digits, 0.3, (0, 200, 1000)),

@@ -80,7 +80,7 @@ class Case:
     angle: float = 0.0
 
     def path(self) -> Iterator[tuple[Tensor, Operator]]:
-        """Give the eigenvalues and the operator at each point."""
+        """Return the eigenvalues and the operator at each point."""
         generator = torch.Generator().manual_seed(0)
         vectors = torch.eye(P, dtype=torch.float64) if self.n_turning else None
         for value in self.rises:
@@ -95,7 +95,7 @@ class Case:
 
 
 def count(backend: str, case: Case) -> tuple[int, int, int]:
-    """Give (misses, solves, products)."""
+    """Return (misses, solves, products)."""
     service = SpectrumService(backend=backend)
     misses = 0
     for values, operator in case.path():
@@ -108,13 +108,13 @@ def count(backend: str, case: Case) -> tuple[int, int, int]:
 
 
 def outliers(values: list[float], copies: int) -> Tensor:
-    """Give eigenvalues above a bulk in [0, 1]."""
+    """Return eigenvalues above a bulk in [0, 1]."""
     top = torch.tensor(values, dtype=torch.float64).repeat_interleave(copies)
     return torch.cat([top, torch.linspace(0, 1, P, dtype=torch.float64)[len(top) :]])
 
 
 def cases(kind: str) -> list[Case]:
-    """Give the paths of a kind."""
+    """Return the paths of a kind."""
     angles, narrow = (0.05, 0.15, 0.4), outliers([100, 50, 30, 20, 10, 8], 1)
     if kind == "wide":
         rises = torch.arange(8.0, 16.0, 0.1, dtype=torch.float64)

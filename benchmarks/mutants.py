@@ -54,13 +54,13 @@ class Mutant:
     names: tuple[str, ...]
 
     def of(self, source: str) -> bytes:
-        """Give the file with the change."""
+        """Return the file with the change."""
         whole = source.encode()
         return whole[: self.start] + self.new.encode() + whole[self.end :]
 
 
 def mutants(file: str, source: str) -> Iterator[Mutant]:
-    """Give every change of a file that is still a program."""
+    """Return every change of a file that is still a program."""
     rows = [0]
     for row in source.encode().splitlines(keepends=True):
         rows.append(rows[-1] + len(row))
@@ -92,7 +92,7 @@ class _Place:
 
 
 def _walk(node: ast.AST, place: _Place) -> Iterator[tuple[ast.AST, _Place]]:
-    """Give every node whose changes count, with its place; no annotation, decorator, message or check."""
+    """Return every node whose changes count, with its place; no annotation, decorator, message or check."""
     if isinstance(node, ast.stmt):
         place = replace(place, statement=node)
     match node:
@@ -120,7 +120,7 @@ def _walk(node: ast.AST, place: _Place) -> Iterator[tuple[ast.AST, _Place]]:
 
 
 def _executed(node: ast.AST, place: _Place) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Give the lines that run a node; for what runs on import, the names that it gives a value."""
+    """Return the lines that run a node; for what runs on import, the names that it gives a value."""
     function, statement = place.function, place.statement
     if function is None:
         named = (each for each in ast.walk(statement) if isinstance(each, ast.Name))
@@ -131,7 +131,7 @@ def _executed(node: ast.AST, place: _Place) -> tuple[tuple[int, ...], tuple[str,
 
 
 def _changes(node: ast.AST, source: str) -> Iterator[tuple[ast.AST, str]]:
-    """Give the changes of one node: what is replaced, and by which text."""
+    """Return the changes of one node: what is replaced, and by which text."""
 
     def text(part: ast.AST | None) -> str:
         return (ast.get_source_segment(source, part) or "") if part else ""

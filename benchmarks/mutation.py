@@ -150,7 +150,7 @@ class Only:
 
 
 def reach(work: Path, suite: list[str]) -> dict:
-    """Give which tests reach which line, as DIR has it; run the whole suite if it doesn't, or the tests given."""
+    """Return which tests reach which line, as DIR has it; run the whole suite if it doesn't, or the tests given."""
     out, new = work / "reach.json", work / "new.json"
     found = json.loads(out.read_text()) if out.exists() else {"tests": [], "failed": [], "lines": {}}
     if suite or not out.exists():
@@ -212,7 +212,7 @@ def tests_of(mutant: Mutant, found: dict, most: float) -> list[str]:
 
 
 def mentions(found: dict) -> dict[str, list[int]]:
-    """Give the tests that reach a line inside a function which mentions a name."""
+    """Return the tests that reach a line inside a function which mentions a name."""
     by_name: dict[str, set[int]] = defaultdict(set)
     for file, by_line in found["lines"].items():
         for function in ast.walk(ast.parse((ROOT / file).read_text())):
@@ -260,7 +260,7 @@ def _write(target: Path, content: bytes) -> None:
 
 
 def files(given: list[str]) -> list[str]:
-    """Give the files of the parts that have numerics, or those given."""
+    """Return the files of the parts that have numerics, or those given."""
     roots = [ROOT / each for each in given] or [ROOT / "gradflow" / part for part in PARTS]
     every = [p for root in roots for p in ([root] if root.suffix == ".py" else sorted(root.glob("*.py")))]
     return [str(p.relative_to(ROOT)) for p in every if p.name != "__init__.py" and "plot" not in p.name]
@@ -307,7 +307,7 @@ def publish_all(rows: list[dict], work: Path, directory: str) -> None:
 
 
 def _code(text: str) -> str:
-    """Give code as a cell of a table."""
+    """Return code as a cell of a table."""
     line = " ".join(text.split())
     return f"`{line if len(line) <= 90 else line[:88] + ' …'}`".replace("|", "\\|")
 

@@ -52,7 +52,7 @@ def by_rebuilding(loss: gradflow.LossFunction, theta: torch.Tensor, v: torch.Ten
 
 
 def by_curvlinops(loss: gradflow.LossFunction, v: torch.Tensor) -> Callable[[], Any]:
-    """Give the operator of curvlinops."""
+    """Return the operator of curvlinops."""
     from curvlinops import HessianLinearOperator
 
     risk = loss.source

@@ -103,7 +103,7 @@ def soak(options: dict[str, object], n_kills: int, seed: int) -> dict[str, objec
 
 
 def resident() -> float:
-    """Give the resident memory of this process, MiB."""
+    """Return the resident memory of this process, MiB."""
     gc.collect()
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024

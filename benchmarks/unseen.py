@@ -56,7 +56,7 @@ def run(loss: Any, theta: torch.Tensor, method: str, rtol: float, t: float, **op
 
 
 def variants(methods: list[tuple[str, float]]) -> Iterator[tuple[str, float, Any, str]]:
-    """Give every method with the search and without."""
+    """Return every method with the search and without."""
     for method, rtol in methods:
         yield method, rtol, contextlib.nullcontext(), ""
         if method != "rkc":
@@ -64,7 +64,7 @@ def variants(methods: list[tuple[str, float]]) -> Iterator[tuple[str, float, Any
 
 
 def costs(ds: Any) -> Row:
-    """Give gradients and products of a run."""
+    """Return gradients and products of a run."""
     return {"gradients": int(ds.n_gradients[-1]), "H·v": int(ds.n_hvps[-1])}
 
 

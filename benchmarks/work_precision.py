@@ -58,7 +58,7 @@ def images(net: Callable[[], Any], n: int, criterion: str) -> Callable[..., Any]
 
 
 def tolerances(*rtols: float, **more: Any) -> list[dict[str, Any]]:
-    """Give options for every rtol, atol a hundredth of it."""
+    """Return options for every rtol, atol a hundredth of it."""
     return [{"rtol": rtol, "atol": 0.01 * rtol, **more} for rtol in rtols]
 
 
@@ -242,7 +242,7 @@ def diffrax(
 
 
 def contestant(label: str) -> Callable[..., Run]:
-    """Give who runs a label."""
+    """Return who runs a label."""
     library, _, name = label.partition(" ")
     peers = {"stable-solvers": stable_solvers, "diffrax": diffrax}
     if library in peers:

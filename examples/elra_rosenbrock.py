@@ -35,7 +35,7 @@ def rosenbrock(x, y):
 
 
 def run(advance: Callable[[torch.Tensor, float], None], θ: torch.Tensor, calls: int) -> np.ndarray:
-    """Give x, y and loss before every call, until the loss is below `FLOOR`."""
+    """Return x, y and loss before every call, until the loss is below `FLOOR`."""
     rows = []
     for _ in range(calls):
         θ.grad = None
@@ -49,7 +49,7 @@ def run(advance: Callable[[torch.Tensor, float], None], θ: torch.Tensor, calls:
 
 
 def start() -> torch.Tensor:
-    """Give the point that both begin at."""
+    """Return the point that both begin at."""
     return torch.tensor(START, dtype=torch.float64, requires_grad=True)
 
 

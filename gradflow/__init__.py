@@ -26,7 +26,7 @@ from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
 
 if TYPE_CHECKING:
-    from gradflow.analysis import plot
+    from gradflow import plot
 
 __version__ = "0.1.0"
 
@@ -73,5 +73,5 @@ __all__ = [
 def __getattr__(name: str) -> object:
     """Import ``gradflow.plot``, which needs matplotlib, when it is first used."""
     if name == "plot":
-        return importlib.import_module("gradflow.analysis.plot")
+        return importlib.import_module("gradflow.plot")
     raise AttributeError(f"module 'gradflow' has no attribute {name!r}")

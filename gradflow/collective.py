@@ -17,5 +17,5 @@ def reduce(partial_sum: T) -> T:
 
 
 def agree(decision: T) -> T:
-    """Give the decision that all processes take."""
+    """Return the decision that all processes take."""
     return decision

@@ -86,7 +86,7 @@ def combine(runs: Iterable[xr.Dataset] | Mapping[Any, xr.Dataset], dim: str = "l
 
 
 def separate(combined: xr.Dataset) -> Iterator[tuple[str, xr.Dataset]]:
-    """Give the runs of a combined dataset one by one, named by their value."""
+    """Return the runs of a combined dataset one by one, named by their value."""
     dim = next(name for name in combined.time.dims if name != RECORD)
     for value in combined[dim].values:
         run = combined.sel({dim: value}).dropna(RECORD, subset=["time"]).swap_dims({RECORD: "time"})

@@ -185,7 +185,7 @@ def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:
 
 
 def _common_states(a: xr.Dataset, b: xr.Dataset) -> list[str]:
-    """Give which of θ and its projection both runs have; projections count if their matrix is the same."""
+    """Return which of θ and its projection both runs have; projections count if their matrix is the same."""
     has_theta = "theta" in a and "theta" in b
     if has_theta and not _projected_alike(a, b):
         return ["theta"]
@@ -219,7 +219,7 @@ def _projected_alike(a: xr.Dataset, b: xr.Dataset) -> bool:
 
 
 def _states(run: xr.Dataset, what: str) -> xr.DataArray:
-    """Give the recorded states in float64, one row a time; a time recorded twice counts once."""
+    """Return the recorded states in float64, one row a time; a time recorded twice counts once."""
     states = run[what].drop_vars([c for c in run[what].coords if c != "time"]).astype(np.float64)
     due = np.flatnonzero(np.isfinite(states.isel({states.dims[1]: 0}).values))
     _, last = np.unique(states.time.values[due][::-1], return_index=True)
@@ -227,7 +227,7 @@ def _states(run: xr.Dataset, what: str) -> xr.DataArray:
 
 
 def _matching(s: np.ndarray, t: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Give the indices of times that are equal to 1e-9 of the largest."""
+    """Return the indices of times that are equal to 1e-9 of the largest."""
     tolerance = _tolerance(s, t)
     j = np.clip(np.searchsorted(t, s - tolerance), 0, len(t) - 1)
     i = np.flatnonzero(np.abs(t[j] - s) <= tolerance)

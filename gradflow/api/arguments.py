@@ -81,7 +81,7 @@ def make_cadences(
     with_params: bool,
     with_test: bool,
 ) -> dict[str, list[Cadence]]:
-    """Give when each group of quantities is due."""
+    """Return when each group of quantities is due."""
     if t_max is not None:
         check_number("t_max", t_max, above=0)
     saves: list[Cadence] = []
@@ -138,7 +138,7 @@ def check_measurements(
 
 
 def abridged(loss: LossFunction, n: int | None, *, wanted: bool) -> LossFunction:
-    """Give the loss that spectra are recorded of: that of the first n samples, if n is given."""
+    """Return the loss that spectra are recorded of: that of the first n samples, if n is given."""
     if n is None:
         return loss
     if not wanted:

@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from gradflow.api.parts import to_numpy
+from gradflow.api.assembly import to_numpy
 from gradflow.errors import InvalidInputError, InvalidTypeError, ResumeError, ResumeWarning
 from gradflow.loss import LossFunction
 from gradflow.record import check_output, differences, open_run, to_json, what_is_at

@@ -255,7 +255,7 @@ def plot_files(files: tuple[Path, ...], out: Path, panels: str | None, overwrite
     except ImportError as error:
         raise click.ClickException("Pictures need matplotlib: pip install matplotlib.") from error
     mpl.use("agg")
-    from gradflow.analysis import plot
+    from gradflow import plot
 
     try:
         check_output(out.absolute(), overwrite=overwrite)

@@ -205,7 +205,7 @@ def options(make: Callable[[], Iterator[click.Option]]) -> Callable[[click.Comma
 
 
 def flag(name: str) -> str:
-    """Give the flag of a keyword: save_every is --save-every."""
+    """Return the flag of a keyword: save_every is --save-every."""
     return "--" + name.replace("_", "-")
 
 

@@ -29,7 +29,7 @@ class Clock:
         self._sum, self._lost = t, 0.0
 
     def state(self) -> tuple[float, float]:
-        """Give the sum and what it has lost."""
+        """Return the sum and what it has lost."""
         return self._sum, self._lost
 
     def restore(self, state: tuple[float, float]) -> None:

@@ -40,7 +40,7 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
     ) -> None:
-        """Give the signals back."""
+        """Return the signals back."""
         self._give_back()
 
     def _receive(self, number: int, frame: FrameType | None) -> None:

@@ -21,7 +21,7 @@ from gradflow.driver.schedule import Schedule
 from gradflow.driver.status import NumericalFailure, Status
 from gradflow.driver.stepper import Stepper, StepReport
 from gradflow.errors import RecordingError
-from gradflow.integrators.flow import Cost, Point
+from gradflow.flows.field import Cost, Point
 
 #: Steps after which a run without a `max_steps` of its own has failed.
 STEP_CAP = 10_000_000
@@ -107,7 +107,7 @@ class Ends:
     callback: Callable[[StepReport], Any] | None = None
 
     def reached(self, stepper: Stepper, elapsed: float) -> Status | None:
-        """Give the end that the present state is at, if any."""
+        """Return the end that the present state is at, if any."""
         t, n = stepper.t, stepper.n_steps
         if self.t_max is not None and t >= self.t_max * (1 - _AT_END):
             return Status.REACHED_T_MAX
@@ -158,7 +158,7 @@ class _Run:
         return time.perf_counter() - self.started
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that the run goes on from."""
+        """Return all that the run goes on from."""
         last = None
         if self.report is not None:
             report = dataclasses.replace(self.report, gradient=None, eigenvectors=None)
@@ -180,7 +180,7 @@ class _Run:
         self.started = time.perf_counter() - state["elapsed"]
 
     def moment(self) -> Moment:
-        """Give the present state."""
+        """Return the present state."""
         stepper, report = self.stepper, self.report
         return Moment(
             t=stepper.t,
@@ -195,7 +195,7 @@ class _Run:
         )
 
     def within_step(self, t: float, report: StepReport) -> Moment:
-        """Give the state at a time within the last step."""
+        """Return the state at a time within the last step."""
         result = self.stepper.result
         assert result is not None
         assert result.interpolant is not None
@@ -223,7 +223,7 @@ class _Run:
         return reached
 
     def _goal_at(self, record: dict[str, Any]) -> Status | None:
-        """Give the goal that a record reaches: of the accuracy, and of the loss where steps don't see it."""
+        """Return the goal that a record reaches: of the accuracy, and of the loss where steps don't see it."""
         accuracy, loss = self.ends.acc_goal, self.ends.loss_goal
         if accuracy is not None and record.get("train_accuracy", -math.inf) >= accuracy:
             return Status.REACHED_ACCURACY_GOAL
@@ -246,7 +246,7 @@ class _Run:
             self.record(self.moment(), self.schedule.groups)
 
     def target(self) -> float:
-        """Give the time that the next step must not step over."""
+        """Return the time that the next step must not step over."""
         tol = _tolerance(self.stepper.t, 0.0 if self.report is None else self.report.dt)
         t_max = math.inf if self.ends.t_max is None else self.ends.t_max
         if self.stepper.integrator.interpolates:
@@ -343,7 +343,7 @@ def _loop(
 
 
 def _begin(this: _Run, start: Mapping[str, Any] | None) -> Status | None:
-    """Record the initial state, or take up an earlier run; give the end that is reached already."""
+    """Record the initial state, or take up an earlier run; return the end that is reached already."""
     if start is not None:
         this.load_state_dict(start)
         return this.ends.reached(this.stepper, this.elapsed)
@@ -355,5 +355,5 @@ def _begin(this: _Run, start: Mapping[str, Any] | None) -> Status | None:
 
 
 def _tolerance(t: float, dt: float) -> float:
-    """Give how close two times must be to be the same: 1e-9 of a step, and no less than rounding."""
+    """Return how close two times must be to be the same: 1e-9 of a step, and no less than rounding."""
     return max(1e-9 * dt, 8 * math.ulp(t))

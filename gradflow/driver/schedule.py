@@ -45,7 +45,7 @@ class Cadence(Protocol):
     """A set of times, or of steps, without a state of its own."""
 
     def next_after(self, t: float) -> float:
-        """Give the first time later than t; infinite if there is none."""
+        """Return the first time later than t; infinite if there is none."""
 
     def due_at_step(self, step: int) -> bool:
         """Whether it names this step."""
@@ -59,7 +59,7 @@ class EveryTime:
     n: int = 1
 
     def next_after(self, t: float) -> float:
-        """Give the next of them, computed and not summed."""
+        """Return the next of them, computed and not summed."""
         ratio = t / self.dt / self.n
         if not ratio < 2**52:  # multiples are closer together than times can be
             return math.nextafter(t, math.inf)
@@ -80,7 +80,7 @@ class AtTimes:
     times: tuple[float, ...]
 
     def next_after(self, t: float) -> float:
-        """Give the next of them."""
+        """Return the next of them."""
         i = bisect.bisect_right(self.times, t)
         return self.times[i] if i < len(self.times) else math.inf
 
@@ -157,7 +157,7 @@ class Schedule:
         self.groups = frozenset(cadences)
 
     def next_time(self, t: float, tol: float) -> float:
-        """Give the first time that is named later than t + tol."""
+        """Return the first time that is named later than t + tol."""
         return min(
             (c.next_after(t + tol) for each in self._cadences.values() for c in each), default=math.inf
         )
@@ -165,7 +165,7 @@ class Schedule:
     def due(
         self, t0: float, t1: float, step: int, tol: float, *, at_end: bool
     ) -> list[tuple[float, frozenset[str]]]:
-        """Give what is due in a step, by time.
+        """Return what is due in a step, by time.
 
         Parameters
         ----------

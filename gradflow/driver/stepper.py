@@ -15,9 +15,9 @@ from gradflow.collective import agree
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.status import NumericalFailure, Status
 from gradflow.errors import NonFiniteLossError
+from gradflow.flows.field import Flow, Point, all_finite
 from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
-from gradflow.integrators.flow import Flow, Point, all_finite
-from gradflow.integrators.step_rules import FixedStep, NoUsableSharpness, Proposal
+from gradflow.integrators.step_size.rules import FixedStep, NoUsableSharpness, Proposal
 
 _MAX_REJECTIONS = 3
 
@@ -241,11 +241,11 @@ class Stepper:
         )
 
     def preconditioner(self) -> Tensor | None:
-        """Give the diagonal of the method's preconditioner, shape (P,), as it is now."""
+        """Return the diagonal of the method's preconditioner, shape (P,), as it is now."""
         return self.integrator.preconditioner(self._state)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give everything that the run's continuation depends on: what :mod:`gradflow.plain` can hold."""
+        """Return everything that the run's continuation depends on: what :mod:`gradflow.plain` can hold."""
         return {
             "theta": self.point.theta,
             "known": self.point.known_value,

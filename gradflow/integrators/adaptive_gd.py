@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gradflow.checks import check_count, check_number
+from gradflow.flows.field import Point
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import euler_step
-from gradflow.integrators.flow import Point
-from gradflow.integrators.step_rules import BulkCap
+from gradflow.integrators.step_size.rules import BulkCap
 
 
 @dataclass(frozen=True)

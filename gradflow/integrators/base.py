@@ -10,8 +10,8 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from gradflow.integrators.flow import Point
-from gradflow.integrators.step_rules import StepRule
+from gradflow.flows.field import Point
+from gradflow.integrators.step_size.rules import StepRule
 from gradflow.loss import LossFunction
 from gradflow.spectrum import Eigenpairs
 
@@ -78,7 +78,7 @@ class Integrator(ABC):
     6. :meth:`step`: the formula, with its paper cited. It never writes θ or a gradient that it was given,
        and returns its state instead of keeping it.
     7. One line in ``METHODS`` of ``gradflow/integrators/__init__.py``, one in the list of methods in
-       ``tests/methods.py``, which runs every shared test on it, and a row in the tables of the docs.
+       ``tests/helpers/methods.py``, which runs every shared test on it, and a row in the tables of the docs.
     """
 
     name: ClassVar[str]
@@ -119,7 +119,7 @@ class Integrator(ABC):
         return self
 
     def init(self, point: Point) -> Any:
-        """Give the integrator's state before the first step."""
+        """Return the integrator's state before the first step."""
         return None
 
     @property
@@ -132,15 +132,15 @@ class Integrator(ABC):
         """Take one step of size h from a point."""
 
     def preconditioner(self, state: Any) -> Tensor | None:
-        """Give the diagonal of P, shape (P,), of an update P⁻¹∇L; None where there is none."""
+        """Return the diagonal of P, shape (P,), of an update P⁻¹∇L; None where there is none."""
         return None
 
     def refused(self, h: float, state: Any) -> Any:
-        """Give the state to go on from after a step of size h was refused, because the loss rose."""
+        """Return the state to go on from after a step of size h was refused, because the loss rose."""
         return state
 
     def portable(self, state: Any) -> Any:
-        """Give what of a state a checkpoint needs: what :mod:`gradflow.plain` can hold."""
+        """Return what of a state a checkpoint needs: what :mod:`gradflow.plain` can hold."""
         return state
 
     def restore(self, portable: Any, point: Point) -> Any:
@@ -148,5 +148,5 @@ class Integrator(ABC):
         return portable
 
     def settings(self) -> dict[str, Any]:
-        """Give the options by name, as resolved."""
+        """Return the options by name, as resolved."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

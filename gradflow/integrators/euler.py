@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_number
+from gradflow.flows.field import Point
 from gradflow.integrators.base import Integrator, StepResult
-from gradflow.integrators.flow import Point
-from gradflow.integrators.step_rules import FixedStep
+from gradflow.integrators.step_size.rules import FixedStep
 
 
 @dataclass(frozen=True)
@@ -56,5 +56,5 @@ class Euler(Integrator):
 
 
 def euler_step(point: Point, h: float) -> Tensor:
-    """Give θ − h ∇L(θ), rounded as torch.optim.SGD does."""
+    """Return θ − h ∇L(θ), rounded as torch.optim.SGD does."""
     return torch.add(point.theta, point.gradient, alpha=-h)

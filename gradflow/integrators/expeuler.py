@@ -11,10 +11,10 @@ from torch import Tensor
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError
+from gradflow.flows.field import Point
 from gradflow.integrators.base import Integrator, StepResult
-from gradflow.integrators.flow import Point
-from gradflow.integrators.phi import phi
-from gradflow.integrators.step_rules import BulkCap
+from gradflow.integrators.phi.functions import phi
+from gradflow.integrators.step_size.rules import BulkCap
 from gradflow.loss import LossFunction
 
 

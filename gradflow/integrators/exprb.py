@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.integrators.error_control import Attempt, Control, ErrorControlled, norm
-from gradflow.integrators.flow import Point
-from gradflow.integrators.krylov import DenseSpace, KrylovSpace, PhiSpace, Term
-from gradflow.integrators.step_rules import divide
-from gradflow.integrators.unseen import search
+from gradflow.flows.field import Point
+from gradflow.integrators.phi.spaces import DenseSpace, KrylovSpace, PhiSpace, Term
+from gradflow.integrators.phi.unseen import search
+from gradflow.integrators.step_size.error_control import Attempt, Control, ErrorControlled, norm
+from gradflow.integrators.step_size.rules import divide
 from gradflow.loss import LossFunction
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
@@ -88,14 +88,14 @@ class _Local:
         self.F = space.coordinates(-point.gradient)
 
     def allowed(self, h: float, tol: float) -> float:
-        """Give the error that a φ-function's action may have in a step of size h."""
+        """Return the error that a φ-function's action may have in a step of size h."""
         if not self.to_rounding:
             return tol
         θ, F = self._point.theta, self._point.gradient
         return min(tol, torch.finfo(θ.dtype).eps * (norm(θ) + h * norm(F)))
 
     def resolve(self, F: Term, tol: float) -> float:
-        """Grow the space for h φ₁(−hH) F; give the error.
+        """Grow the space for h φ₁(−hH) F; return the error.
 
         Where H has negative curvature that matters to the step and that the space doesn't see, it grows on until
         the error is one of rounding: a direction that grows along the flow is followed from its first digit on.
@@ -111,13 +111,13 @@ class _Local:
         return self.space.resolve([F], self.allowed(F.h, tol), room=_FIRST)
 
     def φ(self, k: int, h: float, b: np.ndarray, tol: float) -> np.ndarray:
-        """Give h φₖ(−hH) b to a tolerance."""
+        """Return h φₖ(−hH) b to a tolerance."""
         term = Term(k, h, b)
         self.space.resolve([term], tol)
         return self.space.evaluate(term)
 
     def D(self, u: np.ndarray) -> np.ndarray:
-        """Give −∇L(U) − F + H (U − θₙ) for U = θₙ + u; the last costs nothing."""
+        """Return −∇L(U) − F + H (U − θₙ) for U = θₙ + u; the last costs nothing."""
         u = self.space.resolved(u)
         point, space = self._point, self.space
         return space.coordinates(
@@ -125,7 +125,7 @@ class _Local:
         )
 
     def stage_tol(self, tol: float, u: np.ndarray) -> float:
-        """Give the error that a stage may have beyond the step's, for a step of about the length of u."""
+        """Return the error that a stage may have beyond the step's, for a step of about the length of u."""
         return tol if self.to_rounding else max(tol, _STAGE * norm_of(u))
 
     def count(self) -> None:
@@ -145,7 +145,7 @@ class ExponentialRosenbrock(ErrorControlled):
     The action of a φ-function is computed to a part of the tolerance. Where that isn't enough, it is computed to
     rounding: where an eigenvector of H has no part in F, because of a symmetry that the flow is to keep, and where
     something that F hardly sees grows along negative curvature, and so decides when the flow leaves a saddle
-    (:mod:`gradflow.integrators.unseen`). Options beside those of :class:`ErrorControlled`:
+    (:mod:`gradflow.integrators.phi.unseen`). Options beside those of :class:`ErrorControlled`:
 
     Parameters
     ----------
@@ -205,7 +205,7 @@ class ExponentialRosenbrock(ErrorControlled):
         return dataclasses.replace(local.unseen, lowest=lowest, age=local.unseen.age + 1)
 
     def first_size(self, point: Point, local: _Local) -> float:
-        """Give the inverse of the largest |eigenvalue| that F sees within a few products."""
+        """Return the inverse of the largest |eigenvalue| that F sees within a few products."""
         λ = local.space.eigenvalues(_FIRST_LOOK)
         scale = float(np.abs(λ).max()) if len(λ) else 0.0
         return divide(1.0, scale)
@@ -230,7 +230,7 @@ class ExponentialRosenbrock(ErrorControlled):
 
     @abstractmethod
     def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
-        """Give bₖ by k for θₙ₊₁ = θₙ + Σₖ h φₖ(−hH) bₖ; the last term is the error estimate.
+        """Return bₖ by k for θₙ₊₁ = θₙ + Σₖ h φₖ(−hH) bₖ; the last term is the error estimate.
 
         θ(tₙ + sh) = θₙ + Σₖ sᵏ⁻¹ (sh) φₖ(−shH) bₖ is of the method's order.
         """
@@ -240,7 +240,7 @@ class ExponentialRosenbrock(ErrorControlled):
         return Control(h / 2, state.memory)
 
     def pairs(self, local: _Local) -> Eigenpairs | None:
-        """Give the top Ritz pairs; none where F was too small to need any."""
+        """Return the top Ritz pairs; none where F was too small to need any."""
         pairs = local.space.top(_HANDED_ON)
         return pairs if len(pairs) else None
 
@@ -261,7 +261,7 @@ class Exprb32(ExponentialRosenbrock):
     error_order: ClassVar[int] = 3
 
     def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
-        """Give F and 2 D(U)."""
+        """Return F and 2 D(U)."""
         φ, D, F = local.φ, local.D, local.F
         u = φ(1, h, F, tol)
         return {1: F, 3: 2 * D(u)}
@@ -284,7 +284,7 @@ class Exprb43(ExponentialRosenbrock):
     error_order: ClassVar[int] = 4
 
     def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
-        """Give F, 16 D(U₂) − 2 D(U₃) and −48 D(U₂) + 12 D(U₃)."""
+        """Return F, 16 D(U₂) − 2 D(U₃) and −48 D(U₂) + 12 D(U₃)."""
         φ, D, F = local.φ, local.D, local.F
         u2 = φ(1, h / 2, F, tol)
         D2 = D(u2)

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
+from gradflow.flows.field import Point
 from gradflow.integrators.base import Integrator, StepResult
-from gradflow.integrators.flow import Point
-from gradflow.integrators.step_rules import SharpnessCap
+from gradflow.integrators.step_size.rules import SharpnessCap
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.integrators.error_control import Attempt, ErrorControlled, norm
-from gradflow.integrators.flow import Point
-from gradflow.integrators.step_rules import divide, usable
+from gradflow.flows.field import Point
+from gradflow.integrators.step_size.error_control import Attempt, ErrorControlled, norm
+from gradflow.integrators.step_size.rules import divide, usable
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
@@ -87,7 +87,7 @@ class RKC(ErrorControlled):
         return _Sharpness(dataclasses.replace(pairs, vectors=pairs.vectors[:, :0].clone()))
 
     def first_size(self, point: Point, sharpness: _Sharpness) -> float:
-        """Give 1/λ₁."""
+        """Return 1/λ₁."""
         return divide(1.0, sharpness.pairs.scale)
 
     def attempt(self, point: Point, sharpness: _Sharpness, h: float, tol: float) -> Attempt:
@@ -121,7 +121,7 @@ class RKC(ErrorControlled):
         return dataclasses.replace(sharpness, age=sharpness.age + 1)
 
     def pairs(self, sharpness: _Sharpness) -> Eigenpairs:
-        """Give λ₁ as the step used it."""
+        """Return λ₁ as the step used it."""
         return sharpness.pairs
 
 
@@ -172,7 +172,7 @@ def chebyshev(s: int, damping: float) -> Chebyshev:
 
 
 def stages_for(z: float, damping: float, most: int) -> int:
-    """Give the fewest stages, at least 2, whose stability interval is z or longer."""
+    """Return the fewest stages, at least 2, whose stability interval is z or longer."""
     low, high = 2, most
     while low < high:
         middle = (low + high) // 2

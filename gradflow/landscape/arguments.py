@@ -47,7 +47,7 @@ def as_grid(name: str, values: Sequence[float] | np.ndarray | Tensor) -> np.ndar
 
 
 def as_trajectory(path: Trajectory) -> tuple[np.ndarray, Tensor]:
-    """Give times, shape (n,), and θ at them, shape (n, P); rows of θ that aren't finite are left out."""
+    """Return times, shape (n,), and θ at them, shape (n, P); rows of θ that aren't finite are left out."""
     if isinstance(path, xr.Dataset):
         if "theta" not in path or path["theta"].dims != ("time", "param"):
             raise InvalidInputError(
@@ -67,7 +67,7 @@ def as_trajectory(path: Trajectory) -> tuple[np.ndarray, Tensor]:
 
 
 def final_theta(given: xr.Dataset | Tensor) -> Tensor:
-    """Give θ, or the last of a run."""
+    """Return θ, or the last of a run."""
     if isinstance(given, Tensor):
         return given.detach()
     if not isinstance(given, xr.Dataset):

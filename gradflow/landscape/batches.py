@@ -67,7 +67,7 @@ def as_batches(
     n_batches: int | None,
     seed: int,
 ) -> list[LossFunction]:
-    """Give the mini-batches that are asked for: given, made of `loss`, or none."""
+    """Return the mini-batches that are asked for: given, made of `loss`, or none."""
     if batch_size is None:
         if n_batches is not None:
             raise InvalidInputError("n_batches needs batch_size. Give both.")

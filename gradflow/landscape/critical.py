@@ -192,7 +192,7 @@ def _verdict(
 
 
 def _trace(spectrum: SpectrumService, hessian: Linearization, n_vectors: int) -> tuple[float, float]:
-    """Give the trace and its standard error: E[vᵀHv] of random unit vectors is the trace over P."""
+    """Return the trace and its standard error: E[vᵀHv] of random unit vectors is the trace over P."""
     P = hessian.shape[0]
     if n_vectors >= P:
         eye = torch.eye(P, dtype=hessian.dtype, device=hessian.device)

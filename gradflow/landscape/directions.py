@@ -47,7 +47,7 @@ class Direction:
 def eigenvectors(
     loss: Loss, theta: Tensor, indices: Sequence[int] = (0, 1), *, tol: float = 1e-4
 ) -> list[Direction]:
-    """Give eigenvectors of the Hessian at θ.
+    """Return eigenvectors of the Hessian at θ.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def eigenvectors(
 
 
 def difference(a: Tensor | xr.Dataset, b: Tensor | xr.Dataset, name: str = "b − a") -> Direction:
-    """Give the direction from one θ to another: coordinate 0 is `a`, 1 is `b` on a slice through `a`.
+    """Return the direction from one θ to another: coordinate 0 is `a`, 1 is `b` on a slice through `a`.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ def difference(a: Tensor | xr.Dataset, b: Tensor | xr.Dataset, name: str = "b �
 
 
 def principal_directions(trajectory: Trajectory, n: int = 2) -> list[Direction]:
-    """Give the principal components of a trajectory.
+    """Return the principal components of a trajectory.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def principal_directions(trajectory: Trajectory, n: int = 2) -> list[Direction]:
 def random_directions(
     loss: Loss, theta: Tensor, n: int = 2, *, normalize: str = "filter", biases: bool = False, seed: int = 0
 ) -> list[Direction]:
-    """Give random directions, scaled as θ is, filter by filter.
+    """Return random directions, scaled as θ is, filter by filter.
 
     Networks are often invariant to a scaling of their weights, so that a slice in plain random directions says as
     much of the scale of the weights as of the loss. With ``"filter"`` each filter of a convolution, and each row of
@@ -225,7 +225,7 @@ def random_directions(
 
 
 def check_direction(direction: Tensor | Direction, theta: Tensor) -> Direction:
-    """Give a direction in θ's dtype and on its device; refuse what is none there.
+    """Return a direction in θ's dtype and on its device; refuse what is none there.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def _eigenvector_name(i: int, λ: float) -> str:
 
 
 def _with_sign(vector: Tensor) -> Tensor:
-    """Give ±v, its largest entry in magnitude positive."""
+    """Return ±v, its largest entry in magnitude positive."""
     return vector * vector[vector.abs().argmax()].sign()
 
 
@@ -289,7 +289,7 @@ def _normalized(
 
 
 def _filters(weight: Tensor, owner: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Give the shape to which a weight is cut, and the dimensions over which a filter extends."""
+    """Return the shape to which a weight is cut, and the dimensions over which a filter extends."""
     if isinstance(owner, nn.modules.conv._ConvTransposeNd):  # (in, out/groups, …): a filter is of one output
         n_in, n_out = weight.shape[:2]
         return (owner.groups, n_in // owner.groups, n_out, math.prod(weight.shape[2:])), (1, 3)

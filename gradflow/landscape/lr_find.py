@@ -156,7 +156,7 @@ def _rates(lr_min: float, lr_max: float, n: int) -> np.ndarray:
 
 
 def _suggestions(rates: np.ndarray, smoothed: np.ndarray, initial: float) -> tuple[float, float]:
-    """Give where the curve falls fastest before its minimum, and a tenth of where that is."""
+    """Return where the curve falls fastest before its minimum, and a tenth of where that is."""
     finite = np.flatnonzero(np.isfinite(smoothed))
     if len(finite) < 2 or not smoothed[finite].min() < initial:
         return math.nan, math.nan
@@ -167,7 +167,7 @@ def _suggestions(rates: np.ndarray, smoothed: np.ndarray, initial: float) -> tup
 
 
 def _curvature(loss: LossFunction, theta: Tensor, integrator: Any) -> tuple[float, float]:
-    """Give λ₁ at θ, and the learning rate at which the method's stability threshold is there."""
+    """Return λ₁ at θ, and the learning rate at which the method's stability threshold is there."""
     c = _stability_constant(integrator)
     if math.isnan(c):
         return math.nan, math.nan
@@ -176,7 +176,7 @@ def _curvature(loss: LossFunction, theta: Tensor, integrator: Any) -> tuple[floa
 
 
 def _stability_constant(integrator: Any) -> float:
-    """Give c where the method is stable while λ₁ < c/lr; NaN where that isn't so, or not for the λ₁ of H."""
+    """Return c where the method is stable while λ₁ < c/lr; NaN where that isn't so, or not for the λ₁ of H."""
     if integrator.stability_threshold is None or integrator.preconditions:
         return math.nan
     twice = replace(integrator, lr=2 * integrator.lr)

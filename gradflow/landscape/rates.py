@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
 from gradflow.integrators import METHODS, Flow, Integrator, Point, make_integrator
-from gradflow.integrators.torch_optimizer import TorchOptimizer
+from gradflow.integrators.optimizers.adapter import TorchOptimizer
 from gradflow.loss import LossFunction
 
 #: A method's name, an integrator, or a class of optimisers.
@@ -53,14 +53,14 @@ def make_optimizer(
 def steps_at(
     rates: np.ndarray, integrator: Integrator, losses: Sequence[LossFunction], theta: Tensor
 ) -> Iterator[Point]:
-    """Give θ before the first step and after each, which goes on with what the method remembers.
+    """Return θ before the first step and after each, which goes on with what the method remembers.
 
     Parameters
     ----------
     rates : ndarray, shape (n,)
         Learning rate of each step.
     integrator : Integrator
-        As of :func:`make_optimizer`.
+        As in :func:`make_optimizer`.
     losses : sequence of LossFunction
         Taken in turn, one a step: the loss, or mini-batches of it.
     theta : Tensor, shape (P,)

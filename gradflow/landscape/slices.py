@@ -99,7 +99,7 @@ def plane(
     x, y : sequence of float, optional
         Coordinates, increasing. Default: 31 from −1 to 1.
     batches, batch_size, n_batches, seed, progress
-        As of :func:`line`.
+        As in :func:`line`.
 
     Returns
     -------
@@ -225,7 +225,7 @@ def _sample(
     grids: Sequence[np.ndarray],
     progress: bool | None,
 ) -> np.ndarray:
-    """Give loss and accuracy, shape (2, losses, …); the last grid's dimension comes first, as y before x."""
+    """Return loss and accuracy, shape (2, losses, …); the last grid's dimension comes first, as y before x."""
     shape = tuple(len(grid) for grid in reversed(grids))
     values = np.empty((2, len(losses), *shape))
     with progress_bar(math.prod(shape), "slice", progress) as shown:

@@ -113,7 +113,7 @@ def cyclic(
 
 
 def schedules(schedulers: Mapping[str, Scheduler], n_steps: int, *, lr: float = 1.0) -> xr.Dataset:
-    """Give the learning rates of torch's schedulers, to compare or plot.
+    """Return the learning rates of torch's schedulers, to compare or plot.
 
     Parameters
     ----------

@@ -207,7 +207,7 @@ def _not_additive(
 
 
 def _trials(whole: Evaluated, parts: Sequence[Evaluated]) -> Iterator[tuple[Evaluated, Sequence[Evaluated]]]:
-    """Give outputs on the whole, and the same on the parts."""
+    """Return outputs on the whole, and the same on the parts."""
     targets = _cut(whole.target, [part.target.shape for part in parts])
     matched = targets is not None and all(
         torch.equal(t, p.target) for t, p in zip(targets, parts, strict=True)

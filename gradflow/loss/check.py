@@ -142,7 +142,7 @@ def examine(source: LossSource, theta: Tensor, level: CheckLevel) -> CheckReport
 
 
 def _dtypes(theta: Tensor, risk: EmpiricalRisk | None) -> list[torch.dtype]:
-    """Give θ's dtype, and float64 if the whole net, what is frozen included, fits in memory once more."""
+    """Return θ's dtype, and float64 if the whole net, what is frozen included, fits in memory once more."""
     tensors = [] if risk is None else [*risk.net.parameters(), *risk.net.buffers()]
     fits = risk is None or 8 * sum(t.numel() for t in tensors) <= risk.memory_budget
     return list(dict.fromkeys((theta.dtype, torch.float64) if fits else (theta.dtype,)))
@@ -161,7 +161,7 @@ def _unevaluated(error: Exception, *, certain: bool) -> Finding:
 
 
 def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
-    """Act on what was found at construction; give a warning that is due when the net is used in float64.
+    """Act on what was found at construction; return a warning that is due when the net is used in float64.
 
     A wrong gradient is an error: nothing that is computed from it means anything. A wrong product with the Hessian is
     one where a product is asked for, so that methods that take none can be used. What chunks change is an error if
@@ -253,7 +253,7 @@ def _in_order(whole: Chunk, *parts: Chunk) -> bool:
 
 
 def _difference(whole: Tensor, parts: list[Tensor]) -> float:
-    """Give the largest difference of outputs, relative to their size; NaN where they can't be set side by side."""
+    """Return the largest difference of outputs, relative to their size; NaN where they can't be set side by side."""
     overlaps = [(a, b) for a, b in _overlaps(whole, parts) if a.numel()]
     size = float(whole.abs().max()) if whole.numel() else 0.0
     if not overlaps or not 0 < size < math.inf:
@@ -262,7 +262,7 @@ def _difference(whole: Tensor, parts: list[Tensor]) -> float:
 
 
 def _overlaps(whole: Tensor, parts: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """Give what the whole and each part have in common: sequences may be padded to other lengths."""
+    """Return what the whole and each part have in common: sequences may be padded to other lengths."""
     if whole.dim() == 0 or any(p.dim() != whole.dim() for p in parts) or sum(map(len, parts)) != len(whole):
         return []
     common = [slice(0, min(sizes)) for sizes in zip(*(t.shape[1:] for t in (whole, *parts)), strict=True)]

@@ -34,7 +34,7 @@ class HalfSquaredError(nn.Module):
     reduction = "mean"
 
     def forward(self, output: Tensor, target: Tensor) -> Tensor:
-        """Give the loss, a scalar, for outputs and targets of equal shape (n, …)."""
+        """Return the loss, a scalar, for outputs and targets of equal shape (n, …)."""
         if output.shape != target.shape:
             raise CriterionError(
                 f"HalfSquaredError expected outputs and targets of one shape, got {tuple(output.shape)} and "
@@ -95,7 +95,7 @@ class ChunkedCriterion:
     def share(
         self, evaluate: Callable[..., Tensor], output: Tensor, target: Tensor, d: float, total: float
     ) -> Tensor:
-        """Give one chunk's share of the loss, a scalar.
+        """Return one chunk's share of the loss, a scalar.
 
         Parameters
         ----------

@@ -139,14 +139,14 @@ class ChunkedData:
         return as_chunk(collate([self.dataset[i] for i in rows.tolist()]))
 
     def tensors(self, n: int) -> tuple[Tensor, ...]:
-        """Give all inputs and targets, or those of at most n items where they would have to be read one by one."""
+        """Return all inputs and targets, or those of at most n items where they would have to be read one by one."""
         if self._is_tensors:
             return tuple(self.dataset.tensors)
         inputs, target = self.head(min(n, self.n_samples), spread=True)
         return (*inputs, target)
 
     def subset(self, rows: Sequence[int]) -> Dataset[Any]:
-        """Give the data set of some items."""
+        """Return the data set of some items."""
         if self._is_tensors:
             return TensorDataset(*(t[list(rows)] for t in self.dataset.tensors))
         return Subset(self.dataset, rows)
@@ -162,7 +162,7 @@ class ChunkedData:
                 yield as_chunk(items)
 
     def on(self, device: torch.device, dtype: torch.dtype) -> Iterator[Chunk]:
-        """Give the chunks on a device, floating-point tensors in `dtype`."""
+        """Return the chunks on a device, floating-point tensors in `dtype`."""
         key = (device, dtype)
         if self._kept is None or self._kept[0] != key:
             chunks = (move(chunk, device, dtype) for chunk in self.host_chunks())

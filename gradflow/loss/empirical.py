@@ -50,7 +50,7 @@ class EmpiricalRisk:
     Parameters
     ----------
     dataset, criterion, net
-        As of :class:`gradflow.LossFunction`. None of them is changed.
+        As in :class:`gradflow.LossFunction`. None of them is changed.
     batch_size : int or None
         Chunk size; None: all at once when that fits in the memory budget.
     memory_budget : int or None
@@ -118,7 +118,7 @@ class EmpiricalRisk:
                 self._probe(batch_size, trainable)
 
     def subset(self, rows: Sequence[int]) -> EmpiricalRisk:
-        """Give the same loss over some samples, in chunks of the same size."""
+        """Return the same loss over some samples, in chunks of the same size."""
         part = EmpiricalRisk(
             self.data.subset(rows),
             self.criterion,
@@ -161,7 +161,7 @@ class EmpiricalRisk:
         return self.data.n_samples if self._takes_only_all else min(n, self.data.n_samples)
 
     def _forward_on_a_few(self, batch_size: int | None) -> tuple[Tensor, Tensor]:
-        """Give (outputs, targets) of four samples; of all, if the criterion takes nothing else (a matrix of pairs)."""
+        """Return (outputs, targets) of four samples; of all, if the criterion takes nothing else (pairs, say)."""
         N = self.data.n_samples
         try:
             self._forward_here(self.data.head(self._few(2)))
@@ -252,7 +252,7 @@ class EmpiricalRisk:
                 self._reads_weights = evaluate(output.detach().clone(), target.clone()).requires_grad
 
     def _weigh_chunks(self, rows: Tensor, output: Tensor, batch_size: int | None) -> list[float]:
-        """Give how much each chunk has of what the criterion averages over."""
+        """Return how much each chunk has of what the criterion averages over."""
         if self.data.n_chunks == 1:  # untried, so that mini-batches are one chunk as well
             return [float(self.data.n_samples)]
         if self._reads_weights and self.chunked.reduction == "sum":
@@ -278,7 +278,7 @@ class EmpiricalRisk:
         return Evaluated(self._forward(inputs), target, len(rows))
 
     def _forward_here(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Give (outputs, targets) of a chunk at the net's present weights; see what the net writes to."""
+        """Return (outputs, targets) of a chunk at the net's present weights; see what the net writes to."""
         inputs, target = move(chunk, self.device, self.dtype)
         theta = self.layout.flatten()
         versions = [t._version for t in inputs], theta._version
@@ -349,12 +349,12 @@ class EmpiricalRisk:
         return self.layout.split(theta)
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
-        """Give one term per chunk that counts."""
+        """Return one term per chunk that counts."""
         self._check_modes()
         yield from self._weighted(self.data.on(theta.device, theta.dtype), self._denominators)
 
     def terms_of(self, chunks: Sequence[Chunk], n_items: Sequence[int]) -> Iterator[Term]:
-        """Give the terms of the mean over other chunks than those of the whole, of so many items each."""
+        """Return the terms of the mean over other chunks than those of the whole, of so many items each."""
         self._check_modes()
         denominators = [float(n) for n in n_items]
         if len(chunks) > 1:
@@ -426,7 +426,7 @@ class EmpiricalRisk:
         return digest
 
     def _frozen(self) -> list[Tensor]:
-        """Give the net's buffers and the parameters that aren't in θ."""
+        """Return the net's buffers and the parameters that aren't in θ."""
         frozen = [p for name, p in self.net.named_parameters() if name not in set(self.names)]
         return [*frozen, *self.net.buffers()]
 
@@ -446,7 +446,7 @@ class EmpiricalRisk:
         }
 
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
-        """Give loss and accuracy (NaN where the targets aren't classes) without derivatives."""
+        """Return loss and accuracy (NaN where the targets aren't classes) without derivatives."""
         self._check_modes()
         total, D = 0.0, sum(self._denominators)
         n_correct = n_counted = 0
@@ -482,7 +482,7 @@ class EmpiricalRisk:
             self._placement = outer
 
     def _forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        """Give the net's output with the leaves that are in place."""
+        """Return the net's output with the leaves that are in place."""
         assert self._placement is not None
         # Batch-norm in train mode writes its running statistics.
         self._placement.renew_buffers()
@@ -497,7 +497,7 @@ class EmpiricalRisk:
         return output
 
     def _evaluator(self, output: Tensor) -> Callable[..., Tensor]:
-        """Give the criterion with what it has of its own (class weights) where the output is."""
+        """Return the criterion with what it has of its own (class weights) where the output is."""
         criterion = self.criterion
         if not isinstance(criterion, nn.Module):
             return criterion

@@ -206,7 +206,7 @@ class LossFunction:
         return self._risk.kinks if self._risk else []
 
     def describe(self) -> dict[str, Any]:
-        """Give what a record should say of the loss, as JSON values."""
+        """Return what a record should say of the loss, as JSON values."""
         return self._labels | self.source.describe()
 
     def fingerprint(self) -> str:
@@ -219,7 +219,7 @@ class LossFunction:
         return self
 
     def first(self, n: int) -> LossFunction:
-        """Give the loss over the first n samples alone, in chunks of the same size.
+        """Return the loss over the first n samples alone, in chunks of the same size.
 
         Parameters
         ----------
@@ -237,7 +237,7 @@ class LossFunction:
         return self if n >= N else self.subset(range(n)).label(first=n)
 
     def subset(self, rows: Sequence[int]) -> LossFunction:
-        """Give the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
+        """Return the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
         loss = LossFunction.__new__(LossFunction)
         loss.source = loss._risk = self._need_net("subset()").subset(rows)
         loss._labels = dict(self._labels)
@@ -245,7 +245,7 @@ class LossFunction:
         return loss
 
     def minibatch(self, rows: Tensor) -> LossFunction:
-        """Give the loss over some samples, shape (b,), int64, by their numbers; nothing is checked again.
+        """Return the loss over some samples, shape (b,), int64, by their numbers; nothing is checked again.
 
         Examples
         --------
@@ -332,7 +332,7 @@ class LossFunction:
         return risk.layout.initialize(gain, seed).to(risk.device if device is None else device, dtype)
 
     def state_dict(self, theta: Tensor) -> dict[str, Tensor]:
-        """Give a state dict with θ in it, for ``load_state_dict`` of the plain net."""
+        """Return a state dict with θ in it, for ``load_state_dict`` of the plain net."""
         self.check_theta(theta)
         return self._need_net("state_dict()").layout.state_dict(theta)
 
@@ -376,7 +376,7 @@ class LossFunction:
         return self.linearize(theta).hvp(vectors)
 
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
-        """Give (loss, accuracy) without derivatives; accuracy is NaN where the targets aren't classes."""
+        """Return (loss, accuracy) without derivatives; accuracy is NaN where the targets aren't classes."""
         self.check_theta(theta)
         if self._risk is None:
             with torch.no_grad():

@@ -175,7 +175,7 @@ def _leaves(source: LossSource, theta: Tensor) -> list[Tensor]:
 
 
 def _differentiate(value: Tensor, leaves: list[Tensor], *, create_graph: bool) -> list[Tensor]:
-    """Give the gradient by leaf; zeros where the value doesn't depend on it."""
+    """Return the gradient by leaf; zeros where the value doesn't depend on it."""
     if not value.requires_grad:
         raise CriterionError(
             "The loss doesn't depend on θ through differentiable torch functions, so that it has no gradient. "
@@ -188,7 +188,7 @@ def _differentiate(value: Tensor, leaves: list[Tensor], *, create_graph: bool) -
 def _second_derivative(
     grads: list[Tensor], leaves: list[Tensor], block: list[Tensor], *, batched: bool = False
 ) -> Tensor:
-    """Give Σ (∂g/∂θ)ᵀ v, shape (P,), for v cut like the leaves; (k, P) for a batch of k."""
+    """Return Σ (∂g/∂θ)ᵀ v, shape (P,), for v cut like the leaves; (k, P) for a batch of k."""
     batch = block[0].shape[:1] if batched else ()
     live = [(g, v) for g, v in zip(grads, block, strict=True) if g.requires_grad]
     parts: Sequence[Tensor | None] = [None] * len(leaves)

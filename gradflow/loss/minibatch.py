@@ -35,7 +35,7 @@ class MiniBatch:
         self.recomputes = risk.recomputes
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
-        """Give one term per chunk; a mini-batch is usually one."""
+        """Return one term per chunk; a mini-batch is usually one."""
         data = self._risk.data
         # Where all samples are one chunk, so is a mini-batch that takes some of them twice.
         parts = self._rows.split(data.chunk_size) if data.n_chunks > 1 else [self._rows]

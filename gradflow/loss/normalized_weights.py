@@ -30,7 +30,7 @@ def refuse_moving_norms(net: nn.Module) -> None:
 
 
 def _normalized(net: nn.Module) -> Iterator[tuple[str, str, bool]]:
-    """Give the normalised weights: where, by what class, and whether in train mode."""
+    """Return the normalised weights: where, by what class, and whether in train mode."""
     for name, module in net.named_modules():
         where = f"{name}." if name else ""
         for hook in module._forward_pre_hooks.values():

@@ -104,7 +104,7 @@ class Placement:
 
 
 def _derived(module: nn.Module) -> dict[str, object]:
-    """Give the attributes that a module makes of its parameters: in hooks (the old weight_norm), or for cuDNN."""
+    """Return the attributes that a module makes of its parameters: in hooks (the old weight_norm), or for cuDNN."""
     return {
         name: value
         for name, value in module.__dict__.items()

@@ -74,7 +74,7 @@ def _custom_functions(value: Tensor) -> dict[str, Any]:
 
 
 def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
-    """Give every node of the graph that leads to some tensors."""
+    """Return every node of the graph that leads to some tensors."""
     waiting = [t.grad_fn for t in tensors if t.grad_fn is not None]
     seen = set(waiting)
     while waiting:

@@ -44,7 +44,7 @@ class LossSource(Protocol):
         """Cut θ, shape (P,), into the tensors that the terms are functions of."""
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
-        """Give the terms, on θ's device and in its dtype; their sum is the loss."""
+        """Return the terms, on θ's device and in its dtype; their sum is the loss."""
 
     def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Return the context in which terms of these leaves are evaluated, and differentiated."""
@@ -56,13 +56,13 @@ class LossSource(Protocol):
         """Whether several Hessian–vector products are cheaper at once than one after another."""
 
     def settings(self, theta: Tensor) -> Any:
-        """Give the settings of torch under which terms are evaluated and differentiated."""
+        """Return the settings of torch under which terms are evaluated and differentiated."""
 
     def describe(self) -> dict[str, Any]:
-        """Give what a record should say of the loss; JSON values."""
+        """Return what a record should say of the loss; JSON values."""
 
     def fingerprint(self) -> str:
-        """Give a hash of what the loss is of, θ apart."""
+        """Return a hash of what the loss is of, θ apart."""
 
 
 #: Parameters up to which the cost of a function is taken to be that of its calls, not of its arithmetic.
@@ -91,7 +91,7 @@ class CallableLoss:
         return [theta]
 
     def terms(self, theta: Tensor) -> Iterator[Term]:
-        """Give the function as the only term."""
+        """Return the function as the only term."""
         yield self._term
 
     def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradflow.driver import Moment
-from gradflow.integrators.flow import Flow, Point
+from gradflow.flows.field import Flow, Point
 from gradflow.loss import LossFunction
 from gradflow.observe.projections import RandomProjection
 from gradflow.spectrum import Preconditioned, SpectrumService
@@ -28,7 +28,7 @@ class Observer(Protocol):
     group: ClassVar[str]
 
     def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Give values by variable name: numbers or arrays.
+        """Return values by variable name: numbers or arrays.
 
         Parameters
         ----------
@@ -111,7 +111,7 @@ class EffectiveSpectrum:
     Parameters
     ----------
     flow, n_eigs, tol
-        As of :class:`Spectrum`.
+        As in :class:`Spectrum`.
     """
 
     group: ClassVar[str] = "eigenvalues"
@@ -210,7 +210,7 @@ class Observers:
         return sum(flow.spectrum.n_hvps for flow in self._flows)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
+        """Return what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
         services = [o.service.state_dict() for o in self._observers if isinstance(o, EffectiveSpectrum)]
         return {"flows": [flow.state_dict() for flow in self._flows], "services": services}
 

@@ -43,7 +43,7 @@ class RandomProjection:
         self._kept: dict[int, Tensor] = {}
 
     def block(self, b: int) -> Tensor:
-        """Give √n · R[:, 4096 b : 4096 (b + 1)], float32, on the CPU."""
+        """Return √n · R[:, 4096 b : 4096 (b + 1)], float32, on the CPU."""
         columns = min(BLOCK, self.n_parameters - b * BLOCK)
         generator = np.random.Generator(np.random.Philox(key=[self.seed, b]))
         rows = generator.standard_normal((columns, self.n_projections), dtype=np.float32)

@@ -245,7 +245,7 @@ class ESGD(torch.optim.Optimizer):
         return loss
 
     def preconditioner(self) -> list[Tensor | None]:
-        """Give S as the last step divided by it, bias-corrected and with ε.
+        """Return S as the last step divided by it, bias-corrected and with ε.
 
         Returns
         -------
@@ -255,7 +255,7 @@ class ESGD(torch.optim.Optimizer):
         return [self._S(p, group["eps"]) for group in self.param_groups for p in group["params"]]
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what torch's optimisers give, and ``"esgd"``: counters, schedule and the generator's state."""
+        """Return what torch's optimisers give, and ``"esgd"``: counters, schedule and the generator's state."""
         own: dict[str, Any] = {
             "accumulator": self.accumulator,
             "update_d_every": self.update_d_every,
@@ -363,7 +363,7 @@ class ESGD(torch.optim.Optimizer):
         state["b"] *= β2
 
     def _S(self, p: Tensor, ε: float) -> Tensor | None:
-        """Give S of one parameter, or None before its first probe."""
+        """Return S of one parameter, or None before its first probe."""
         state = self.state.get(p, {})
         if "D" not in state:
             return None
@@ -374,7 +374,7 @@ class ESGD(torch.optim.Optimizer):
 def _evaluate(
     closure: Callable[[], Any], params: list[Tensor], *, create_graph: bool
 ) -> tuple[Any, list[Tensor | None]]:
-    """Call a closure; give its loss without graph, and the gradient that it left or that the loss has."""
+    """Call a closure; return its loss without graph, and the gradient that it left or that the loss has."""
     for p in params:
         p.grad = None
     with torch.enable_grad():
@@ -397,7 +397,7 @@ def _differentiate(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Give the derivatives of Σ⟨output, weight⟩; None where it doesn't depend on a parameter."""
+    """Return the derivatives of Σ⟨output, weight⟩; None where it doesn't depend on a parameter."""
     leaves = [p for p in params if p.requires_grad]
     parts = iter(torch.autograd.grad(outputs, leaves, weights, create_graph=create_graph, allow_unused=True))
     return [next(parts) if p.requires_grad else None for p in params]
@@ -439,7 +439,7 @@ def _one_of_v_and_nu(v: float | None, nu: float | None) -> float | None:
 
 
 def _checked(options: Mapping[str, Any], accumulator: str) -> dict[str, Any]:
-    """Give the options of a group as floats, or refuse them."""
+    """Return the options of a group as floats, or refuse them."""
     betas, v = options["betas"], options["v"]
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
         raise InvalidTypeError(f"Expected betas as a pair of numbers (β₁, β₂), got {betas!r}.")

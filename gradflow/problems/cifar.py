@@ -79,7 +79,7 @@ def cifar10(name: str, directory: str | os.PathLike[str] | None) -> Data:
 
 
 def _standard_deviation(pixels: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Give the standard deviation of every feature; 1 where it is constant."""
+    """Return the standard deviation of every feature; 1 where it is constant."""
     total = np.zeros_like(mean)
     for start in range(0, len(pixels), 1000):  # in pieces: the full set in float64 takes 1.2 GB
         total += ((pixels[start : start + 1000] - mean) ** 2).sum(0)
@@ -88,7 +88,7 @@ def _standard_deviation(pixels: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def _reader(directory: str | os.PathLike[str] | None) -> Callable[[str], tuple[np.ndarray, np.ndarray]]:
-    """Give what reads a batch by its name, from the folder or the archive."""
+    """Return what reads a batch by its name, from the folder or the archive."""
     given = directory if directory is not None else os.environ.get(VARIABLE)
     if not given:
         raise DatasetNotFoundError(
@@ -151,7 +151,7 @@ class _OnlyArrays(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Give the few constructors that a batch needs."""
+        """Return the few constructors that a batch needs."""
         if (module, name) not in self._ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no batch needs")
         if name == "_reconstruct":

@@ -23,7 +23,7 @@ _NUMERICS = ("gradflow", "torch", "numpy", "scipy", "torchdiffeq")
 
 
 def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Give the global attributes that are known before a run starts.
+    """Return the global attributes that are known before a run starts.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def _version(package: str) -> str:
 
 @functools.cache  # the code that runs is that which was imported
 def _commit() -> str:
-    """Give the commit of the source tree that gradflow runs from; "unknown" for an installed package."""
+    """Return the commit of the source tree that gradflow runs from; "unknown" for an installed package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return "unknown"

@@ -80,11 +80,11 @@ class MemoryRecord:
         """Nothing to give up."""
 
     def suspend(self, status: str, message: str) -> xr.Dataset:
-        """Give all records as a dataset."""
+        """Return all records as a dataset."""
         return self.finish({}, {"status": status, "message": message, "success": np.int8(0)})
 
     def finish(self, static: Mapping[str, np.ndarray], attrs: Mapping[str, Any]) -> xr.Dataset:
-        """Give all records as a dataset."""
+        """Return all records as a dataset."""
         return self._layout.dataset(self._records, static, self._attrs | dict(attrs))
 
 
@@ -379,14 +379,14 @@ class FileRecord:
             raise said from error
 
     def _so_far(self) -> xr.Dataset | None:
-        """Give all records, on disk and not."""
+        """Return all records, on disk and not."""
         parts = [] if self._n_segments == 0 else [open_segments(self.partial)]
         if self._records:
             parts.append(self._layout.dataset(self._records, {} if parts else self._static, self._attrs))
         return combine_segments(parts) if parts else None
 
     def abandon(self, error: BaseException) -> None:
-        """Give up: what was written stays for open_run, and says why; if nothing was, nothing stays."""
+        """Return up: what was written stays for open_run, and says why; if nothing was, nothing stays."""
         if self._untouched:  # the run wasn't taken up
             self._lock.close()
             return

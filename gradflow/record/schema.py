@@ -108,7 +108,7 @@ class Layout:
     theta_dtype: str
 
     def variables(self) -> list[Variable]:
-        """Give the variables of this file."""
+        """Return the variables of this file."""
         return [v for v in VARIABLES if not v.optional or v.name in self.optional]
 
     def dataset(
@@ -149,7 +149,7 @@ class Layout:
 
 
 def encoding(dataset: xr.Dataset, n_records: int) -> dict[str, dict[str, Any]]:
-    """Give explicit chunk sizes: about 1 MiB, at most 1,024 records; and no fill value where none is meant.
+    """Return explicit chunk sizes: about 1 MiB, at most 1,024 records; and no fill value where none is meant.
 
     Parameters
     ----------

@@ -37,7 +37,7 @@ class Segment:
 
 
 def segment_path(partial: Path, first: int, last: int | None = None) -> Path:
-    """Give the file of a segment, or of those from `first` to `last` together."""
+    """Return the file of a segment, or of those from `first` to `last` together."""
     end = "" if last is None else f"-{last:06d}"
     return partial / f"segment-{first:06d}{end}.nc"
 

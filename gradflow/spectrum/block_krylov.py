@@ -175,7 +175,7 @@ class _SearchSpace:
             self._n = n
 
     def ritz(self) -> tuple[Tensor, Tensor]:
-        """Give all Ritz values, largest first, and the Ritz vectors in terms of V, in float64."""
+        """Return all Ritz values, largest first, and the Ritz vectors in terms of V, in float64."""
         if not self.is_finite:
             nan = torch.full((self._n,), torch.nan, dtype=torch.float64)
             return nan, torch.eye(self._n, dtype=torch.float64)
@@ -183,7 +183,7 @@ class _SearchSpace:
         return ritz.flip(0), rotation.flip(1)
 
     def unconverged(self, ritz: Tensor, rotation: Tensor, first: int) -> tuple[int, Tensor]:
-        """Give the first pair from `first` on that has not converged, and its H x − λ x, shape (P, 1).
+        """Return the first pair from `first` on that has not converged, and its H x − λ x, shape (P, 1).
 
         If all have, k and no column.
         """
@@ -198,18 +198,18 @@ class _SearchSpace:
         return self._task.k, self._task.empty()
 
     def outside(self, X: Tensor) -> Tensor:
-        """Give the directions in the span of orthonormal X that V leaves out, shape (P, m)."""
+        """Return the directions in the span of orthonormal X that V leaves out, shape (P, m)."""
         V = self._V[: self._n].T
         directions, parts, _ = torch.linalg.svd(X - V @ (V.T @ X), full_matrices=False)
         return directions[:, parts > LEFT_OUT]
 
     def extract(self) -> tuple[Eigenpairs, Tensor]:
-        """Give the top pairs with their residuals, and all Ritz vectors, as :func:`rayleigh_ritz` does."""
+        """Return the top pairs with their residuals, and all Ritz vectors, as :func:`rayleigh_ritz` does."""
         V, HV = self._V[: self._n].T, self._HV[: self._n].T
         return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self.scale)
 
     def improved(self, rotation: Tensor) -> Tensor:
-        """Give Ritz vectors x after a step of the power method, H x/λ, which costs nothing here.
+        """Return Ritz vectors x after a step of the power method, H x/λ, which costs nothing here.
 
         Those whose residual ‖H x − λ x‖ is not below λ stay as they are.
         """
@@ -219,9 +219,9 @@ class _SearchSpace:
         return torch.where(converging, HX / torch.where(converging, λ, 1.0), X)
 
     def image(self, rotation: Tensor) -> Tensor:
-        """Give H V times columns."""
+        """Return H V times columns."""
         return self._HV[: self._n].T @ rotation.to(self._V)
 
     def newest_image(self) -> Tensor:
-        """Give H times the last vector of V, shape (P, 1)."""
+        """Return H times the last vector of V, shape (P, 1)."""
         return self._HV[self._n - 1 : self._n].T

@@ -43,7 +43,7 @@ class Eigenpairs:
         return len(self.values)
 
     def first(self, k: int) -> Eigenpairs:
-        """Give the first k pairs alone, at no cost."""
+        """Return the first k pairs alone, at no cost."""
         return Eigenpairs(
             self.values[:k], self.vectors[:, :k], self.residuals[:k], 0, self.converged[:k], self.scale
         )

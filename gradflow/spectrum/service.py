@@ -27,7 +27,7 @@ class HasHessian(Protocol):
     """A function whose Hessian at θ is a symmetric operator, such as a LossFunction."""
 
     def linearize(self, theta: Tensor) -> Any:
-        """Give the Hessian at θ as a symmetric operator."""
+        """Return the Hessian at θ as a symmetric operator."""
 
 
 class SpectrumService:
@@ -114,7 +114,7 @@ class SpectrumService:
         Parameters
         ----------
         at
-            As of :meth:`top`.
+            As in :meth:`top`.
         n_vectors : int
             Random vectors; the statistical error falls with their square root.
         n_steps : int
@@ -128,7 +128,7 @@ class SpectrumService:
         return density
 
     def known(self, k: int, theta: Tensor, *, tol: float) -> Eigenpairs | None:
-        """Give the top k pairs if they have been computed at this θ to this tolerance."""
+        """Return the top k pairs if they have been computed at this θ to this tolerance."""
         entry = self._cache.get("top")
         return (
             entry[1].first(k)
@@ -147,7 +147,7 @@ class SpectrumService:
         return trail.bases[-1] if trail is not None else None
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a later service needs to go on as this one would."""
+        """Return what a later service needs to go on as this one would."""
         trails = {end: {"bases": trail.bases, "thetas": trail.thetas} for end, trail in self._trails.items()}
         known = {end: (place.theta, pairs) for end, (place, pairs) in self._cache.items()}
         return {
@@ -226,7 +226,7 @@ class SpectrumService:
         return check_operator(at)
 
     def _key(self, at: Any) -> _Place | None:
-        """Give where a call is: a loss and θ by value. Operators without a θ are solved anew each time."""
+        """Return where a call is: a loss and θ by value. Operators without a θ are solved anew each time."""
         if isinstance(at, Tensor) and at.dim() == 1 and self._target is not None:
             return _Place(getattr(self._target, "source", self._target), at.detach().clone())
         theta = getattr(at, "theta", None)
@@ -241,7 +241,7 @@ class _Trail:
     thetas: tuple[Tensor | None, ...] = ()
 
     def then(self, basis: Tensor, theta: Tensor | None) -> _Trail:
-        """Give the trail one basis further."""
+        """Return the trail one basis further."""
         return _Trail((*self.bases, basis)[-2:], (*self.thetas, theta)[-2:])
 
     def ahead(self, theta: Tensor | None) -> Tensor:

@@ -47,7 +47,7 @@ class Task:
         return random_vectors(self.operator, n, self.generator)
 
     def empty(self) -> Tensor:
-        """Give no vectors, shape (P, 0)."""
+        """Return no vectors, shape (P, 0)."""
         return torch.empty(self.P, 0, device=self.operator.device, dtype=self.operator.dtype)
 
 

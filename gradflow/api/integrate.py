@@ -1,0 +1,327 @@
+"""integrate(): run a method and return its record."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import signal
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+
+from gradflow.api.arguments import (
+    SMALL,
+    Every,
+    abridged,
+    as_grid,
+    check_measurements,
+    initial_theta,
+    make_cadences,
+    make_ends,
+    make_method,
+)
+from gradflow.api.assembly import (
+    Recorder,
+    end_attributes,
+    make_observers,
+    make_record,
+    run_attributes,
+    static_variables,
+    to_numpy,
+)
+from gradflow.api.resume import check_first_loss, data_attributes, identity_of, open_ended, where_to_record
+from gradflow.checks import check_number
+from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
+from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
+from gradflow.integrators import Flow, Integrator
+from gradflow.loss import Loss, LossFunction, as_loss
+from gradflow.observe import Observers, RandomProjection
+from gradflow.plain import from_plain
+from gradflow.record import FileRecord, MemoryRecord, check_attributes, provenance
+
+
+def integrate(
+    loss: Loss,
+    params: Tensor | None = None,
+    *,
+    method: str | Integrator | type[torch.optim.Optimizer],
+    t_max: float | None = None,
+    save_every: Every | None = None,
+    save_at: Sequence[float] | None = None,
+    n_eigs: int = 0,
+    eigs_every: Every | None = None,
+    eigs_tol: float = 1e-3,
+    density_at: Sequence[float] | None = None,
+    density_every: Every | None = None,
+    abridged_size: int | None = None,
+    n_projections: int = 0,
+    projections_every: Every | None = None,
+    projection_seed: int = 0,
+    params_every: Every | None = None,
+    test: LossFunction | None = None,
+    test_every: Every | None = None,
+    loss_goal: float | None = None,
+    acc_goal: float | None = None,
+    max_steps: int | None = None,
+    max_wall_time: float | None = None,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    resume: str | os.PathLike[str] | None = None,
+    sync_every: float = 5.0,
+    checkpoint_every: float = 60.0,
+    progress: bool | None = None,
+    callback: Callable[[StepReport], Any] | None = None,
+    on_failure: str = "return",
+    method_options: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> xr.Dataset:
+    """Run a method from θ₀ and record it.
+
+    Parameters
+    ----------
+    loss : LossFunction or callable
+        What to descend; a callable takes flat θ, shape (P,), and returns a scalar.
+    params : Tensor, shape (P,), optional
+        θ₀. Default: the net's present weights; must be given for a callable. Never changed.
+    method : str, Integrator, or class of optimisers
+        Name of a method (see the table in the README), an integrator, or a class with the interface of
+        ``torch.optim.Optimizer``, whose options are keywords.
+    t_max : float, optional
+        Time to integrate to. Flows land on it; discrete methods stop at the first step at or after it.
+    save_every : float, gradflow.steps or sequence of float, optional
+        Cadence of the records: a number is time, ``gradflow.steps(n)`` is steps, a sequence is times
+        (``np.geomspace(0.1, 100, 31)``, say). Default: every step for discrete methods, 200 over the run for
+        flows. Every record has the training loss, the training accuracy and the gradient norm.
+    save_at : sequence of float, optional
+        Times of records, increasing; on top of `save_every` when both are given.
+    n_eigs : int, default 0
+        Number of top Hessian eigenvalues to record.
+    eigs_every : float, gradflow.steps or sequence of float, optional
+        Cadence of the eigenvalues. Default: every record.
+    eigs_tol : float, default 1e-3
+        Residual ‖Hv − λv‖/max|λ| to which they are computed.
+    density_at : sequence of float, optional
+        Eigenvalues x, increasing, at which to record the spectral density of the Hessian with its standard
+        error: stochastic Lanczos quadrature with 10 random vectors of 80 products each, a record.
+    density_every : float, gradflow.steps or sequence of float, optional
+        Cadence of the density. Default: every record.
+    abridged_size : int, optional
+        Measure eigenvalues and density on the first so many training samples. A method that measures λ₁ for its
+        steps goes on using all.
+    n_projections : int, default 0
+        Number of random projections of θ to record.
+    projections_every : float, gradflow.steps or sequence of float, optional
+        Cadence of the projections. Default: every record.
+    projection_seed : int, default 0
+        Seed of the projection matrix; runs can be compared when it is equal.
+    params_every : float, gradflow.steps or sequence of float, optional
+        Cadence of θ itself. Default: every record for P ≤ 1,000, else never.
+    test : LossFunction, optional
+        A second loss, on test data, whose value and accuracy are recorded.
+    test_every : float, gradflow.steps or sequence of float, optional
+        Their cadence. Default: every record.
+    loss_goal : float, optional
+        Stop when the training loss is at or below it.
+    acc_goal : float, optional
+        Stop when the training accuracy at a record is at or above it.
+    max_steps : int, optional
+        Stop after so many accepted steps.
+    max_wall_time : float, optional
+        Stop after so many seconds.
+    out : path, optional
+        netCDF file to write. Default: the record is kept in memory alone.
+    overwrite : bool, default False
+        Replace `out` if it exists, when the run ends.
+    resume : path or "auto", optional
+        Go on with the run that was to become this file, from its last checkpoint; `out` may be left out. All other
+        arguments must be those of that run (`max_wall_time` apart). ``"auto"`` goes on with the run that was to become
+        `out`, starts it if there is nothing to go on from, and opens `out` if it has ended: the same call may be made
+        again until the run is done. Another run's file is refused.
+    sync_every : float, default 5.0
+        Seconds after which records are on disk.
+    checkpoint_every : float, default 60.0
+        Seconds between checkpoints of the run's state, beside the records.
+    progress : bool, optional
+        Show a progress line on standard error. Default: when it is a terminal.
+    callback : callable, optional
+        Gets the report of every step; a true value stops the run.
+    on_failure : {"return", "raise"}, default "return"
+        What a numerical ending becomes: a warning and the record so far, or an IntegrationError with it.
+    method_options : mapping, optional
+        Options of the method, where a name collides with one above.
+    **options
+        Options of the method.
+
+    Returns
+    -------
+    xarray.Dataset
+        The record; its variables are described in docs/file-format.md. ``status`` and ``message`` in its
+        attributes say how the run ended.
+
+    Raises
+    ------
+    InvalidInputError, InvalidTypeError
+        For the caller's mistakes, before anything is computed or written.
+    IntegrationError
+        For a numerical ending, with ``on_failure="raise"``.
+    RecordingError
+        If records can't be written; all of them are in its ``dataset``.
+    OutputExistsError
+        If `out` is there, or another process writes to it.
+    ResumeError
+        If there is nothing to resume, or it is another run, or holds what isn't known here.
+    KeyboardInterrupt
+        After SIGINT, when the step is done and the record closed; with the records as its ``dataset``.
+
+    Examples
+    --------
+    >>> import torch, gradflow
+    >>> bowl = lambda x: 0.5 * (torch.tensor([1.0, 10.0]) * x**2).sum()
+    >>> ds = gradflow.integrate(bowl, torch.ones(2), method="rk4", t_max=1.0, save_every=0.5)
+    >>> ds.time.values.tolist()
+    [0.0, 0.5, 1.0]
+    """
+    loss = as_loss(loss)
+    theta = initial_theta(loss, params)
+    integrator = make_method(method, method_options, options, loss, inspect.signature(integrate).parameters)
+    check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
+    if loss.kinks and not integrator.discrete:
+        warnings.warn(
+            f"The net has kinks ({', '.join(loss.kinks)}). The flow isn't smooth there: errors don't fall with the "
+            "tolerance as the method's order says, and the Hessian doesn't see the kinks. Where that matters, use "
+            "tanh, softplus or ELU, and average pooling.",
+            KinkWarning,
+            stacklevel=2,
+        )
+    grid = as_grid(density_at)
+    cadences = make_cadences(
+        integrator,
+        t_max=t_max,
+        max_steps=max_steps,
+        save_every=save_every,
+        save_at=save_at,
+        eigs_every=eigs_every,
+        density_every=density_every,
+        projections_every=projections_every,
+        params_every=params_every,
+        test_every=test_every,
+        with_density=grid is not None,
+        with_eigs=n_eigs > 0,
+        with_projections=n_projections > 0,
+        with_params=params_every is not None or theta.numel() <= SMALL,
+        with_test=test is not None,
+    )
+    spectrum_of = abridged(loss, abridged_size, wanted=n_eigs > 0 or grid is not None)
+    ends = make_ends(loss, t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
+    check_number("sync_every", sync_every, least=0, finite=False)
+    check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
+    if on_failure not in ("return", "raise"):
+        raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
+    auto = resume == "auto"
+    out, there = where_to_record(out, resume, overwrite=overwrite)
+
+    config = {
+        "method": integrator.name,
+        "options": integrator.settings(),
+        "loss": loss.describe(),
+        "t_max": t_max,
+        "max_steps": max_steps,
+        "max_wall_time": max_wall_time,
+        "loss_goal": loss_goal,
+        "acc_goal": acc_goal,
+        "cadences": cadences,
+        "n_eigs": n_eigs,
+        "eigs_tol": eigs_tol,
+        "density_at": None if grid is None else grid.tolist(),
+        "abridged_size": abridged_size,
+        "n_projections": n_projections,
+        "projection_seed": projection_seed,
+        "n_threads": torch.get_num_threads(),
+    }
+    projection = RandomProjection(n_projections, theta.numel(), projection_seed) if n_projections else None
+    identity = identity_of(config, loss, test, theta)
+    own = run_attributes(integrator, theta, projection) | data_attributes(identity)
+    attrs = check_attributes(provenance(config) | own)
+    if there == "ended" and out is not None:
+        dataset = open_ended(out, identity, loss, theta.device)
+        end = dataset.isel(time=-1)
+        _report_failure(dataset, float(end.time), int(end.step), float(end.train_loss), out, on_failure)
+        return dataset
+
+    stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
+    groups = {*cadences} | ({"effective"} if n_eigs and integrator.preconditions else set())
+    observers = make_observers(loss, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
+    record = make_record(
+        out, theta, groups, n_eigs, grid, n_projections, attrs, identity, overwrite, there == "unfinished", auto,
+        sync_every, checkpoint_every,
+    )  # fmt: skip
+    try:
+        start = None
+        if record.checkpoint is not None:
+            check_first_loss(record.first_loss(), stepper.point.loss, theta.dtype)
+            start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
+            observers.load_state_dict(seen)
+            record.rewind()
+        outcome = run(
+            stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress, start=start
+        )
+        dataset = _ended(outcome, stepper, observers, record, static_variables(theta, grid))
+    except BaseException as error:
+        record.abandon(error)
+        raise
+    _pass_on(outcome, dataset)
+    _report_failure(dataset, stepper.t, stepper.n_steps, stepper.point.loss, out, on_failure)
+    return dataset
+
+
+def _ended(
+    outcome: Outcome,
+    stepper: Stepper,
+    observers: Observers,
+    record: MemoryRecord | FileRecord,
+    static: Mapping[str, np.ndarray],
+) -> xr.Dataset:
+    """Finish the record of a run that ended; leave that of one that was interrupted to be gone on with."""
+    if outcome.status is Status.INTERRUPTED:
+        return record.suspend(outcome.status.code, f"{outcome.message} It was at t = {stepper.t:.6g}.")
+    return record.finish(
+        {"params": to_numpy(stepper.point.theta), **static},
+        check_attributes(end_attributes(outcome, stepper, observers)),
+    )
+
+
+def _pass_on(outcome: Outcome, dataset: xr.Dataset) -> None:
+    """Deliver the signal that was held back; what was recorded comes with a KeyboardInterrupt."""
+    if outcome.signal is None:
+        return
+    try:
+        signal.raise_signal(outcome.signal)
+    except KeyboardInterrupt as interrupt:
+        interrupt.dataset = dataset  # type: ignore[attr-defined]
+        raise
+
+
+def _report_failure(
+    dataset: xr.Dataset, t: float, step: int, loss: float, out: object, on_failure: str
+) -> None:
+    """Warn of a numerical ending, or raise it; `t`, `step` and `loss` are those of the last good state."""
+    if dataset.attrs["success"]:
+        return
+    kept = f"; its record is in {out}" if out is not None else ""
+    message = f"The run ended at t = {t:.6g}, step {step}, loss {loss:.6g}{kept}. {dataset.attrs['message']}"
+    if on_failure == "raise":
+        raise IntegrationError(
+            message,
+            status=str(dataset.attrs["status"]),
+            t=t,
+            step=step,
+            loss=loss,
+            dataset=dataset,
+            path=None if out is None else str(out),
+        )
+    warnings.warn(message, IntegrationWarning, stacklevel=3)

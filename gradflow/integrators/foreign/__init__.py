@@ -1,0 +1,1 @@
+"""Solvers of other libraries, one accepted step at a time: references."""

@@ -1,0 +1,1 @@
+"""Optimisers of torch.optim's interface, as methods."""
