@@ -3,11 +3,12 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from gradflow import landscape, optim, problems
+from gradflow import flows, landscape, optim, problems
 from gradflow.analysis import combine, compare, summary
 from gradflow.api import Solver, integrate, solver
 from gradflow.driver import StepReport, steps
 from gradflow.errors import GradflowError, GradflowWarning, IntegrationError, IntegrationWarning
+from gradflow.flows import Flow
 from gradflow.integrators import (
     RK4,
     RKC,
@@ -24,6 +25,7 @@ from gradflow.integrators import (
 from gradflow.loss import HalfSquaredError, LossFunction
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
+from gradflow.variable import Variable
 
 if TYPE_CHECKING:
     from gradflow import plot
@@ -44,6 +46,8 @@ __all__ = [
     "HalfSquaredError",
     "SpectrumService",
     "Eigenpairs",
+    "Flow",
+    "Variable",
     "Integrator",
     "Euler",
     "Polyak",
@@ -63,6 +67,7 @@ __all__ = [
     "IntegrationError",
     "IntegrationWarning",
     # modules
+    "flows",
     "problems",
     "optim",
     "landscape",

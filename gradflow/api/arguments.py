@@ -11,8 +11,12 @@ from torch import Tensor
 from gradflow.checks import check_count, check_number
 from gradflow.driver import Cadence, Ends, EverySteps, EveryTime, StepReport, at_times, cadence, steps
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
-from gradflow.integrators import Integrator, make_integrator
+from gradflow.flows import Flow, make_flow
+from gradflow.flows.registry import FlowLike, flow_class
+from gradflow.integrators import Integrator, check_needs, make_integrator
+from gradflow.integrators.registry import MethodLike, method_class
 from gradflow.loss import LossFunction
+from gradflow.options import option_names
 
 #: θ is recorded along the way by default up to this many parameters.
 SMALL = 1000
@@ -45,22 +49,46 @@ def as_grid(density_at: Sequence[float] | None) -> Tensor | None:
     return grid
 
 
-def make_method(
-    method: str | Integrator | type[torch.optim.Optimizer],
+def make_dynamics(
+    flow: FlowLike,
+    method: MethodLike,
+    flow_options: Mapping[str, Any] | None,
     method_options: Mapping[str, Any] | None,
     options: Mapping[str, Any],
     loss: LossFunction,
     also: Iterable[str] = (),
-) -> Integrator:
-    """Make the integrator, with the options whose defaults depend on the loss filled in."""
-    if method_options is not None and not isinstance(method_options, Mapping):
-        raise InvalidTypeError(f"Expected method_options as a mapping, got {type(method_options).__name__}.")
-    twice = sorted(set(options) & set(method_options or {}))
-    if twice:
-        raise UnknownOptionError(
-            f"Options given twice, as keywords and in method_options: {', '.join(twice)}."
-        )
-    return make_integrator(method, {**options, **(method_options or {})}, also).resolve(loss)
+) -> tuple[Flow, Integrator]:
+    """Make the flow and the method that follows it, with the options whose defaults depend on the loss filled in.
+
+    An option by keyword goes to the one of them that has it.
+    """
+    of_flow, of_method = (
+        _mapping(name, given)
+        for name, given in (("flow_options", flow_options), ("method_options", method_options))
+    )
+    names_of_flow = option_names(flow_class(flow)) if isinstance(flow, str) else set()
+    owners = ((of_flow, names_of_flow), (of_method, option_names(method_class(method))))
+    for name, value in options.items():
+        takers = [mine for mine, names in owners if name in names and name not in mine]
+        if len(takers) == 2:
+            raise UnknownOptionError(
+                f"Both the flow {flow!r} and the method {method!r} have an option {name!r}. Say whose it is: "
+                f"flow_options={{{name!r}: …}} or method_options={{{name!r}: …}}."
+            )
+        if not takers and (name in of_flow or name in of_method):
+            where = "method_options" if name in of_method else "flow_options"
+            raise UnknownOptionError(f"Options given twice, as keywords and in {where}: {name}.")
+        (takers[0] if takers else of_method)[name] = value
+    made = make_flow(flow, of_flow).resolve(loss)
+    integrator = make_integrator(method, of_method, also).choose(loss, made)
+    check_needs(integrator, made)
+    return made, integrator.resolve(loss)
+
+
+def _mapping(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
+    if given is not None and not isinstance(given, Mapping):
+        raise InvalidTypeError(f"Expected {name} as a mapping, got {type(given).__name__}.")
+    return dict(given or {})
 
 
 def make_cadences(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gradflow.driver import Outcome, Stepper
-from gradflow.integrators import Flow, Integrator
+from gradflow.flows import Field, Flow
+from gradflow.integrators import Integrator
 from gradflow.loss import LossFunction
 from gradflow.observe import (
     Density,
@@ -31,6 +32,7 @@ from gradflow.record import FileRecord, Layout, MemoryRecord
 
 def make_observers(
     loss: LossFunction,
+    flow_of: Flow,
     spectrum_of: LossFunction,
     test: LossFunction | None,
     groups: Iterable[str],
@@ -40,8 +42,8 @@ def make_observers(
     projection: RandomProjection | None,
 ) -> Observers:
     """Make what measures the groups of quantities; spectra are those of `spectrum_of`."""
-    own = Flow(loss)
-    flow = own if spectrum_of is loss else Flow(spectrum_of)
+    own = Field(loss, flow_of)
+    flow = own if spectrum_of is loss else Field(spectrum_of)
     groups = frozenset(groups)
     observers: list[Observer] = [Scalars(loss)]
     if test is not None:
@@ -137,10 +139,11 @@ class Recorder:
 
 
 def run_attributes(
-    integrator: Integrator, theta: Tensor, projection: RandomProjection | None
+    flow: Flow, integrator: Integrator, theta: Tensor, projection: RandomProjection | None
 ) -> dict[str, Any]:
     """Return the attributes of a run that are known at its start."""
     return {
+        "flow": flow.name,
         "method": integrator.name,
         "time_definition": integrator.time_definition,
         "device": str(theta.device),

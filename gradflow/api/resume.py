@@ -134,6 +134,7 @@ def _check_same(
 def _identity_in(run: xr.Dataset) -> dict[str, str]:
     """Read what a file says of what :func:`identity_of` compares; what it doesn't say is left out."""
     config = json.loads(run.attrs["gradflow_config"])
+    config = {"flow": "gradient", "flow_options": {}} | config  # older versions had no other
     found = {name: to_json(value) for name, value in config.items() if name not in _MAY_DIFFER}
     found |= {name: str(run.attrs[key]) for name, key in _DATA.items() if key in run.attrs}
     return found | {"θ₀": _start(run.params_initial.values)}

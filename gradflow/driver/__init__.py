@@ -11,8 +11,8 @@ from gradflow.driver.schedule import (
     cadence,
     steps,
 )
-from gradflow.driver.status import NumericalFailure, Status
 from gradflow.driver.stepper import Stepper, StepReport
+from gradflow.status import NumericalFailure, Status
 
 __all__ = [
     "AtTimes",

@@ -37,21 +37,33 @@ class Clock:
         self._sum, self._lost = state
 
 
-def fit_step(h: float, t: float, target: float) -> tuple[float, bool]:
-    """Fit a step of at most h before a time that must be hit.
+def fit_step(h: float, cap: float, t: float, target: float) -> tuple[float, bool]:
+    """Fit a step before a time that must be hit.
+
+    Parameters
+    ----------
+    h : float
+        The size that is wanted.
+    cap : float
+        The largest size that is allowed; the step is at most as long as the smaller of both.
+    t, target : float
+        Now, and the time that must not be stepped over.
 
     Returns
     -------
     h : float
-        The rest of the way if h reaches (to 1e-9 of h); half of it if two steps do, so that no sliver is
-        left; else h.
+        The rest of the way if h reaches (to 1e-9 of h); half of it if two steps of size `cap` do, so that no sliver
+        is left; else h.
     lands : bool
         Whether the step ends at the target.
     """
     rest = target - t
-    if rest <= h * (1 + 1e-9):
-        return rest, True
-    return (rest / 2, False) if rest < 2 * h else (h, False)
+    reaches = rest <= cap * (1 + 1e-9)
+    room = rest if reaches else rest / 2 if rest < 2 * cap else cap
+    size = min(h, room)
+    if room - size <= 1e-9 * size:
+        return room, reaches
+    return size, False
 
 
 def underflows(h: float, t: float) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import math
 import signal
 import time
@@ -14,17 +13,20 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from gradflow.autocast import without_autocast
-from gradflow.collective import agree
 from gradflow.driver.interrupts import Interrupts
 from gradflow.driver.progress import Progress
 from gradflow.driver.schedule import Schedule
-from gradflow.driver.status import NumericalFailure, Status
 from gradflow.driver.stepper import Stepper, StepReport
 from gradflow.errors import RecordingError
-from gradflow.flows.field import Cost, Point
+from gradflow.flows import Cost, Point
+from gradflow.status import NumericalFailure, Status
 
 #: Steps after which a run without a `max_steps` of its own has failed.
 STEP_CAP = 10_000_000
+#: What a checkpoint holds of a step's report.
+_KEPT = (
+    "step", "t", "dt", "loss", "sharpness", "eigenvalues", "n_gradients", "n_hvps", "n_rejected",
+)  # fmt: skip
 #: Times that are closer to `t_max`, relative to it, are `t_max`.
 _AT_END = 1e-12
 
@@ -38,9 +40,10 @@ class Moment:
     t : float
     step : int
         Accepted steps so far.
-    theta : Tensor, shape (P,)
+    z : Tensor
+        The flow's state, for most flows θ.
     point : Point or None
-        θ with what the run knows there; None where θ was interpolated within a step, or the run knows nothing of
+        z with what the run knows there; None where z was interpolated within a step, or the run knows nothing of
         the whole data there.
     preconditioner : callable
         Gives the diagonal of the method's preconditioner, shape (P,), or None.
@@ -53,7 +56,7 @@ class Moment:
 
     t: float
     step: int
-    theta: Tensor
+    z: Tensor
     point: Point | None
     step_size: float
     sharpness_used: float
@@ -161,8 +164,7 @@ class _Run:
         """Return all that the run goes on from."""
         last = None
         if self.report is not None:
-            report = dataclasses.replace(self.report, gradient=None, eigenvectors=None)
-            last = dataclasses.asdict(report)
+            last = {name: getattr(self.report, name) for name in _KEPT}
         t, due = self.last_recorded
         return {
             "stepper": self.stepper.state_dict(),
@@ -174,7 +176,9 @@ class _Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
         self.stepper.load_state_dict(state["stepper"])
-        self.report = None if state["report"] is None else StepReport(**state["report"])
+        self.report = None
+        if state["report"] is not None:
+            self.report = StepReport(**state["report"], theta=self.stepper.point.theta)
         t, due = state["last_recorded"]
         self.last_recorded = t, frozenset(due)
         self.started = time.perf_counter() - state["elapsed"]
@@ -185,11 +189,11 @@ class _Run:
         return Moment(
             t=stepper.t,
             step=stepper.n_steps,
-            theta=stepper.point.theta,
+            z=stepper.point.z,
             point=None if stepper.integrator.stochastic else stepper.point,
             step_size=math.nan if report is None else report.dt,
             sharpness_used=math.nan if report is None else report.sharpness,
-            cost=stepper.flow.cost.copy(),
+            cost=stepper.field.cost.copy(),
             wall_time=self.elapsed,
             preconditioner=stepper.preconditioner,
         )
@@ -215,7 +219,7 @@ class _Run:
     def record(self, moment: Moment, due: frozenset[str]) -> Status | None:
         """Record what is due; all of it if that reaches a goal, which is given."""
         record = self.recorder.measure(moment, due)
-        reached = agree(self._goal_at(record))
+        reached = self._goal_at(record)
         if reached is not None and moment.t == self.stepper.t:
             record |= self.recorder.measure(moment, self.schedule.groups - due)
         self.recorder.append(record)
@@ -261,7 +265,6 @@ class _Run:
         status = self.ends.reached(self.stepper, self.elapsed)
         if self.ends.callback is not None and self.ends.callback(report) and status is None:
             status = Status.STOPPED_BY_CALLBACK
-        status = agree(status)
         interpolates = self.stepper.integrator.interpolates
         due = self.schedule.due(
             t0, report.t, report.step, _tolerance(report.t, report.dt), at_end=not interpolates

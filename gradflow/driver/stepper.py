@@ -11,20 +11,23 @@ import torch
 from torch import Tensor
 
 from gradflow.autocast import without_autocast
-from gradflow.collective import agree
 from gradflow.driver.clock import Clock, fit_step, underflows
-from gradflow.driver.status import NumericalFailure, Status
-from gradflow.errors import NonFiniteLossError
-from gradflow.flows.field import Flow, Point, all_finite
-from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
-from gradflow.integrators.step_size.rules import FixedStep, NoUsableSharpness, Proposal
+from gradflow.errors import InvalidTypeError, NonFiniteLossError
+from gradflow.flows import Field, Point
+from gradflow.flows.point import all_finite
+from gradflow.integrators.base import Integrator, StepResult
+from gradflow.integrators.doubling import StepDoubling
+from gradflow.integrators.step_size import ErrorControl, FixedStep, Proposal, StepSize
+from gradflow.spectrum import Eigenpairs
+from gradflow.status import NumericalFailure, Status
 
-_MAX_REJECTIONS = 3
+#: Attempts at one step, and those of them that are rejected because the loss rose.
+_MAX_ATTEMPTS, _MAX_LOSS_REJECTIONS = 40, 3
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What is known of an accepted step.
+    """An accepted step: its time, size and cost, and what the method knew where it started.
 
     Attributes
     ----------
@@ -35,13 +38,16 @@ class StepReport:
     loss : float
         Loss before the step; that of the mini-batch where the step saw no more.
     sharpness : float
-        λ₁ that the step was sized with, or came by; NaN where there is none that has converged.
+        λ₁ that the step was sized with, or came by; NaN where there is none that has converged. Along another flow
+        than the gradient's: the flow's largest rate.
     eigenvalues : Tensor, shape (k,), float64, on the CPU
         Those that the step was sized with, largest first; empty for a method that measures none.
     n_gradients, n_hvps : int
         Cumulative cost; the gradient at the end of the step, which the next one starts from, is counted.
     n_rejected : int
         Rejected attempts so far.
+    theta : Tensor, shape (P,)
+        θ at the end of the step: the run's own, never to be written to.
     gradient : Tensor, shape (P,), or None
         Before the step, when asked for.
     eigenvectors : Tensor, shape (P, k), or None
@@ -57,25 +63,31 @@ class StepReport:
     n_gradients: int
     n_hvps: int
     n_rejected: int
+    theta: Tensor = field(repr=False)
     gradient: Tensor | None = field(default=None, repr=False)
     eigenvectors: Tensor | None = field(default=None, repr=False)
 
 
 class Stepper:
-    """Advances θ by accepted steps: propose, step, accept or reject.
+    """Advances a flow's state by accepted steps: the one place where steps are taken and judged.
+
+    A step is proposed by the method's step-size controller, fitted before the times that must be hit, and taken by
+    the method. It is rejected if its error is too large, which the controller judges, or if it raises a loss that the
+    flow can't raise.
 
     Parameters
     ----------
     integrator : Integrator
         With its options resolved.
-    flow : Flow
+    field : Field
+        The flow, of the loss.
     theta : Tensor, shape (P,)
         Where to start. Never written.
 
     Raises
     ------
     NonFiniteLossError
-        If loss or gradient at `theta` aren't finite.
+        If loss or velocity at `theta` aren't finite.
 
     Attributes
     ----------
@@ -83,21 +95,33 @@ class Stepper:
     n_steps, n_rejected, n_loss_increases : int
         Accepted steps, rejected attempts, and steps that were accepted although they raised the loss.
     point : Point
-        The present θ with what is known there.
+        The present state with what is known there.
+    before : (Point, float, Any) or None
+        Where the last step started: the point, the time, and the integrator's state.
+    result : StepResult or None
+        Of the last step.
     error_if_unstable : bool
         Fail on a step that raises the loss instead of accepting it.
     """
 
     @without_autocast()
-    def __init__(self, integrator: Integrator, flow: Flow, theta: Tensor) -> None:
+    def __init__(self, integrator: Integrator, field: Field, theta: Tensor) -> None:
+        rule = integrator.step_rule
+        if not isinstance(rule, StepSize):
+            raise InvalidTypeError(
+                f"Expected {integrator.name}.step_rule to give a gradflow.integrators.step_size.StepSize, got "
+                f"{type(rule).__name__}. Derive it from StepSize, which has its contract."
+            )
+        if isinstance(rule, ErrorControl) and integrator.error_order is None:
+            integrator = StepDoubling(integrator)
         self.integrator = integrator
-        self.flow = flow
+        self.field = field
         self.n_steps = self.n_rejected = self.n_loss_increases = 0
-        self.point: Point = flow.at(theta.detach())
+        self.point: Point = field.at(field.flow.initial(theta.detach()))
+        self.before: tuple[Point, float, Any] | None = None
         self.result: StepResult | None = None
         self.error_if_unstable = False
-        self._rule = integrator.step_rule
-        self._rule_state = self._rule.init()
+        self._rule = rule
         self._clock = Clock()
         if not self.point.is_finite:
             raise NonFiniteLossError(
@@ -105,6 +129,8 @@ class Stepper:
                 "NaN or inf, and the scale of the weights."
             )
         self._state = integrator.init(self.point)
+        self._control: Any = None
+        self._started = False
 
     @property
     def t(self) -> float:
@@ -129,75 +155,93 @@ class Stepper:
         NumericalFailure
             If there is no good state to step to; the present one stays.
         """
-        self.result = None  # with its interpolant, which may hold what the step was computed in
-        h = math.inf
-        for attempt in range(_MAX_REJECTIONS + 1):
-            proposal = self._propose(fresh=attempt > 0)
-            h = min(proposal.h, h / 2)
-            discrete = self.integrator.discrete
-            h, lands = (h, False) if discrete else fit_step(h, self.t, target)
-            if not discrete:
-                self._check_size(h)
-            result = self._try(h)
+        self.result = self.before = None  # with its interpolant, which may hold what the step was computed in
+        self._start()
+        limit, n_rises = math.inf, 0
+        for _ in range(_MAX_ATTEMPTS):
+            proposal = self._rule.propose(self.point, self.t, self.n_steps, self._control, fresh=n_rises > 0)
+            self._control = proposal.state
+            h, lands = self._fit(proposal, limit, target)
+            result = self.integrator.step(self.point, h, self._state)
             self.n_rejected += result.n_rejected
-            if result.h is not None:
-                lands, h = lands and result.h >= h, result.h
-            if not (discrete and h == 0):  # to which a scheduler may take a learning rate
-                self._check_size(h)
-            new = self.flow.at(result.theta, result.known)
-            rises = self._looks_ahead and self._rises(new)
-            if not agree(rises and self.integrator.watches_loss and attempt < _MAX_REJECTIONS):
-                break
+            taken = h if result.h is None else result.h
+            self._check_size(taken)
+            accepted, self._control = self._rule.judge(self.point, h, result, self._control)
+            if accepted:
+                new = self.field.at(result.z) if result.end is None else result.end
+                rises = self._looks_ahead and self._rises(new)
+                if not rises or not self._rejects_rise or n_rises == _MAX_LOSS_REJECTIONS:
+                    self._check_end(new, taken, rises=rises)
+                    self.n_loss_increases += rises and self._rejects_rise
+                    landed = target if lands and taken >= h else None
+                    return self._accept(
+                        proposal, taken, landed, result, new, with_gradient, with_eigenvectors
+                    )
+                n_rises, limit = n_rises + 1, taken / 2
+                self._control = self._rule.after_loss_increase(taken, self._control)
             self.n_rejected += 1
-            self._state = self.integrator.refused(h, self._state)
-        if not (new.is_finite if self._looks_ahead else all_finite(new.theta)):
-            raise NumericalFailure(
-                Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to {self._said(new)}"
-            )
-        if rises and self.error_if_unstable:
-            detail = f"a step of {h:.3g} from t = {self.t:.6g} took it from {self.point.loss:.6g} to {new.loss:.6g}"
-            raise NumericalFailure(Status.UNSTABLE, detail)
-        self.n_loss_increases += rises and self.integrator.watches_loss
-        return self._accept(
-            proposal, h, target if lands else None, result, new, with_gradient, with_eigenvectors
+            self._state = self.integrator.after_rejection(self.point, self._state)
+        raise NumericalFailure(
+            Status.STEP_UNDERFLOW,
+            f"{self.integrator.name}: {_MAX_ATTEMPTS} attempts were rejected, the last of size {taken:.3g}",
         )
+
+    def _start(self) -> None:
+        """Let the controller begin, before the first step."""
+        if not self._started:
+            self._control = self._rule.init(
+                self.point, lambda: self.integrator.first_size(self.point, self._state)
+            )
+            self._started = True
 
     @property
     def _looks_ahead(self) -> bool:
         """Whether the loss at a step's end is looked at: not if it is no part of the method, or may be anything."""
-        return not (self.integrator.stochastic or self.integrator.recovers)
+        return not (self.integrator.stochastic or self.integrator.allows_nonfinite)
 
-    def _try(self, h: float) -> StepResult:
-        try:
-            return self.integrator.step(self.point, h, self._state)
-        except StepUnderflow as failure:
-            raise NumericalFailure(Status.STEP_UNDERFLOW, str(failure)) from failure
-        except NoUsableSharpness as failure:
-            raise NumericalFailure(Status.NO_SHARPNESS, str(failure)) from failure
+    @property
+    def _rejects_rise(self) -> bool:
+        """Whether a step that raises the loss is taken again."""
+        return self.integrator.rejects_loss_increase and not self.field.flow.raises_loss
 
-    def _said(self, new: Point) -> str:
-        return f"a loss of {new.loss}" if self._looks_ahead else "parameters that aren't finite"
-
-    def _propose(self, *, fresh: bool) -> Proposal:
-        try:
-            return self._rule.propose(self.point, self.t, self.n_steps, self._rule_state, fresh=fresh)
-        except NoUsableSharpness as failure:
-            raise NumericalFailure(Status.NO_SHARPNESS, str(failure)) from failure
+    def _fit(self, proposal: Proposal, limit: float, target: float) -> tuple[float, bool]:
+        """Return the size to try, and whether the step lands on the target."""
+        h, cap, lands = min(proposal.h, limit), min(proposal.cap, limit), False
+        if self.integrator.discrete:
+            return h, False
+        h, lands = fit_step(h, cap, self.t, target)
+        if not (math.isinf(h) and self.integrator.limits_itself):
+            self._check_size(h)
+        return h, lands
 
     def _check_size(self, h: float) -> None:
-        if math.isnan(h) or (math.isinf(h) and not self.integrator.limits_itself):
+        if self.integrator.discrete and h == 0:  # to which a scheduler may take a learning rate
+            return
+        if not math.isfinite(h):
             raise NumericalFailure(Status.NO_SHARPNESS, "no sharpness, no max_step and no time to land on")
         if underflows(h, self.t):
             raise NumericalFailure(Status.STEP_UNDERFLOW, f"step of {h:.3g} at t = {self.t:.6g}")
 
     def _rises(self, new: Point) -> bool:
-        """Whether the loss rose by more than rounding and tolerance; a flow can't raise it."""
+        """Whether the loss rose by more than rounding and tolerance, or isn't finite."""
         if not new.is_finite:
             return True
+        if self.field.flow.raises_loss:
+            return False
         before = self.point.loss
-        rounding = 50 * torch.finfo(self.point.theta.dtype).eps
-        tolerance = max(rounding, getattr(self.integrator, "loss_rtol", 0.0)) * abs(before)
-        return new.loss > before + tolerance
+        rounding = 50 * torch.finfo(self.point.z.dtype).eps
+        return new.loss > before + max(rounding, self.integrator.loss_tolerance) * abs(before)
+
+    def _check_end(self, new: Point, h: float, *, rises: bool) -> None:
+        """Refuse a step to where nothing is finite, or, if that is asked for, one that raised the loss."""
+        if not (new.is_finite if self._looks_ahead else all_finite(new.z)):
+            led_to = f"a loss of {new.loss}" if self._looks_ahead else "parameters that aren't finite"
+            raise NumericalFailure(
+                Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to {led_to}"
+            )
+        if rises and self.error_if_unstable:
+            detail = f"a step of {h:.3g} from t = {self.t:.6g} took it from {self.point.loss:.6g} to {new.loss:.6g}"
+            raise NumericalFailure(Status.UNSTABLE, detail)
 
     def _accept(
         self,
@@ -209,23 +253,20 @@ class Stepper:
         with_gradient: bool,
         with_eigenvectors: bool,
     ) -> StepReport:
-        before, self.point = self.point, new
-        if result.pairs is not None and result.pairs.vectors.shape[1]:
-            self.flow.spectrum.offer(before.theta, result.pairs.vectors)
-        self.result, self._state, self._rule_state = result, result.state, proposal.state
+        before, self.before, self.point = self.point, (self.point, self.t, self._state), new
+        if result.pairs is not None and result.pairs.vectors.shape[1] and before.z is before.theta:
+            self.field.spectrum.offer(before.theta, result.pairs.vectors)
+        self.result, self._state = result, result.state
         self.n_steps += 1
         if landed_on is not None:
             self._clock.set(landed_on)
-        elif self.integrator.discrete and isinstance(self._rule, FixedStep):
+        elif self.integrator.discrete and isinstance(self._rule, FixedStep) and self._rule.exact:
             self._clock.set(self.n_steps * h)
         else:
             self._clock.add(h)
         pairs = proposal.pairs if result.pairs is None else result.pairs
+        values = _trusted(pairs, by_product=result.pairs is not None)
         measured = with_eigenvectors and pairs is not None and pairs.vectors.shape[1] == len(pairs)
-        values = torch.empty(0, dtype=torch.float64, device="cpu") if pairs is None else pairs.values
-        # Pairs that are a by-product of the step have Ritz values that may be far from eigenvalues.
-        if result.pairs is not None:
-            values = values[: int(result.pairs.converged.long().cumprod(0).sum())]
         return StepReport(
             step=self.n_steps,
             t=self.t,
@@ -233,12 +274,31 @@ class Stepper:
             loss=before.loss if result.loss is None else result.loss,
             sharpness=float(values[0]) if len(values) else math.nan,
             eigenvalues=values,
-            n_gradients=self.flow.cost.n_gradients,
-            n_hvps=self.flow.cost.n_hvps,
+            n_gradients=self.field.cost.n_gradients,
+            n_hvps=self.field.cost.n_hvps,
             n_rejected=self.n_rejected,
+            theta=new.theta,
             gradient=before.gradient if with_gradient else None,
             eigenvectors=pairs.vectors[:, : len(values)] if measured and pairs is not None else None,
         )
+
+    @without_autocast()
+    def cut_short(self, t: float) -> None:
+        """Go back to a time within the last step: where its interpolant is, or by a shorter step.
+
+        Parameters
+        ----------
+        t : float
+            Between the step's start, exclusive, and its end.
+        """
+        assert self.before is not None
+        assert self.result is not None
+        (start, t0, state), h = self.before, self.t - self.before[1]
+        if self.result.interpolant is not None:
+            self.point = self.field.at(self.result.interpolant((t - t0) / h))
+        else:
+            self.point = self.field.at(self.integrator.step(start, t - t0, state).z)
+        self._clock.set(t)
 
     def preconditioner(self) -> Tensor | None:
         """Return the diagonal of the method's preconditioner, shape (P,), as it is now."""
@@ -247,26 +307,35 @@ class Stepper:
     def state_dict(self) -> dict[str, Any]:
         """Return everything that the run's continuation depends on: what :mod:`gradflow.plain` can hold."""
         return {
-            "theta": self.point.theta,
+            "z": self.point.z,
             "known": self.point.known_value,
             "linearized": self.point.known_linearization is not None,
             "clock": self._clock.state(),
             "n_steps": self.n_steps,
             "n_rejected": self.n_rejected,
             "n_loss_increases": self.n_loss_increases,
-            "integrator": self.integrator.portable(self._state),
-            "step_rule": self._rule_state,
-            "flow": self.flow.state_dict(),
+            "integrator": self.integrator.state_dict(self._state),
+            "control": (self._started, self._control),
+            "field": self.field.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, as if nothing had happened."""
-        self.point = self.flow.at(state["theta"], state["known"])
+        self.point = self.field.at(state["z"], state["known"])
         if state["linearized"]:
             _ = self.point.linearization  # whose graph a checkpoint can't hold
-        self._state = self.integrator.restore(state["integrator"], self.point)
-        self._rule_state = state["step_rule"]
+        self._state = self.integrator.load_state(state["integrator"], self.point)
+        self._started, self._control = state["control"]
         self._clock.restore(state["clock"])
         self.n_steps, self.n_rejected = state["n_steps"], state["n_rejected"]
         self.n_loss_increases = state["n_loss_increases"]
-        self.flow.load_state_dict(state["flow"])  # last: what was computed again isn't counted
+        self.field.load_state_dict(state["field"])  # last: what was computed again isn't counted
+
+
+def _trusted(pairs: Eigenpairs | None, *, by_product: bool) -> Tensor:
+    """Return the eigenvalues to report: those of a step's by-products have converged, or may be far from any."""
+    if pairs is None:
+        return torch.empty(0, dtype=torch.float64, device="cpu")
+    if not by_product:
+        return pairs.values
+    return pairs.values[: int(pairs.converged.long().cumprod(0).sum())]

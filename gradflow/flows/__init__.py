@@ -1,5 +1,22 @@
-"""The flows, and what is known at a point of one."""
+"""The flows: one ordinary differential equation to a file; and what is known at a point of one."""
 
-from gradflow.flows.field import Cost, Flow, Point
+from gradflow.flows.base import Flow
+from gradflow.flows.cost import Cost
+from gradflow.flows.field import Field
+from gradflow.flows.function import FunctionFlow
+from gradflow.flows.gradient import GradientFlow
+from gradflow.flows.modified import ModifiedFlow
+from gradflow.flows.point import Point
+from gradflow.flows.registry import FLOWS, make_flow
 
-__all__ = ["Cost", "Flow", "Point"]
+__all__ = [
+    "FLOWS",
+    "Cost",
+    "Field",
+    "Flow",
+    "FunctionFlow",
+    "GradientFlow",
+    "ModifiedFlow",
+    "Point",
+    "make_flow",
+]

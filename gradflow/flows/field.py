@@ -1,177 +1,173 @@
-"""The gradient flow dθ/dt = −∇L(θ) as an integrator sees it: evaluations that are counted."""
+"""A flow of a loss as integrators see it: a vector field whose evaluations are counted."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gradflow.flows.base import Flow
+from gradflow.flows.cost import Cost
+from gradflow.flows.gradient import GradientFlow
+from gradflow.flows.point import Point
 from gradflow.loss import Linearization, LossFunction
-from gradflow.spectrum import Eigenpairs, SpectrumService
+from gradflow.spectrum import Eigenpairs, SpectrumService, largest_magnitude, negated
 
 
-@dataclass
-class Cost:
-    """What a run has cost so far.
+class Field:
+    """The vector field of a flow of a loss, its spectrum service, and the count of what all of it has cost.
 
-    Attributes
-    ----------
-    n_gradients : int
-        Gradient evaluations over the whole data set.
-    n_hvps : int
-        Hessian–vector products over the whole data set.
-    """
-
-    n_gradients: int = 0
-    n_hvps: int = 0
-
-    def copy(self) -> Cost:
-        """Return the present counts as a value."""
-        return Cost(self.n_gradients, self.n_hvps)
-
-
-class Flow:
-    """The vector field −∇L, the run's spectrum service, and the count of what both have cost.
+    Every evaluation that a method asks for passes here or through a :class:`Point` of it, and is counted where it is
+    made: gradients in :meth:`evaluate` and :meth:`linearize`, products in the linearization itself.
 
     Parameters
     ----------
     loss : LossFunction
+    flow : Flow, optional
+        Default: gradient flow.
     keep_graph : bool
         Products are wanted at every point: build the graph along with the gradient.
+
+    Attributes
+    ----------
+    spectrum : SpectrumService
+        Of the loss's Hessian.
+    cost : Cost
     """
 
-    def __init__(self, loss: LossFunction, *, keep_graph: bool = False) -> None:
+    def __init__(self, loss: LossFunction, flow: Flow | None = None, *, keep_graph: bool = False) -> None:
         self.loss = loss
+        self.flow = GradientFlow() if flow is None else flow
         self.spectrum = SpectrumService(loss)
         self.cost = Cost()
-        self._samples = {"n_gradients": 0, "n_hvps": 0}  # of mini-batches, less than all of the data
+        self._samples: dict[str, int] = {}  # of mini-batches, less than all of the data
         self._keep_graph = keep_graph
+        self._stiffness = SpectrumService()  # of a Jacobian that isn't minus the Hessian
+        self._stiffest: Tensor | None = None
 
-    def __call__(self, theta: Tensor) -> Tensor:
-        """Evaluate −∇L at θ, shape (P,)."""
-        return -self.evaluate(theta)[1]
+    # ------------------------------------------------------------------ evaluations
 
-    def count_samples(self, n: int, *, gradients: bool) -> None:
-        """Count an evaluation on n samples; as many as there are count as one on all."""
-        what = "n_gradients" if gradients else "n_hvps"
-        whole, self._samples[what] = divmod(self._samples[what] + n, self.loss.n_samples or 1)
-        setattr(self.cost, what, getattr(self.cost, what) + whole)
+    def __call__(self, z: Tensor) -> Tensor:
+        """Evaluate dz/dt at z."""
+        return Point(self, z, keep_graph=False).velocity
+
+    def at(self, z: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Point:
+        """Return z as a point; loss and gradient there may be `known` already."""
+        point = Point(self, z, keep_graph=self._keep_graph)
+        point._known = known
+        return point
+
+    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Evaluate loss, shape (), and gradient, shape (P,), at θ."""
+        self.count("n_gradients")
+        return self.loss.gradient(theta)
+
+    def linearize(self, theta: Tensor) -> Linearization:
+        """Evaluate loss and gradient at θ, and keep what products with the Hessian there need."""
+        self.count("n_gradients")
+        return self.loss.linearize(theta).counted(self._count_hvps, self._count_third)
+
+    def linearize_again(self, point: Point) -> Linearization:
+        """Linearize at another field's point; what that knows is taken over if its loss is the same, not its count."""
+        if self.is_of(point.field.loss) and point.known_linearization is not None:
+            return point.known_linearization.counted(self._count_hvps, self._count_third)
+        return self.linearize(point.theta)
+
+    def is_of(self, loss: LossFunction) -> bool:
+        """Whether this is a field of a loss, and not of a part of its data."""
+        return self.loss.source is loss.source
+
+    def rates(self, point: Point, k: int, tol: float) -> Eigenpairs:
+        """Compute the k largest rates of a flow at a point: see :meth:`Flow.rates`."""
+        J = point.jacobian
+        if J is not None and self.flow.symmetric:
+            return self._stiffness.top(k, negated(J), tol=tol)
+        multiply = Differences(point).__matmul__ if J is None else J.__matmul__
+        start = self._stiffest
+        if start is None or start.shape != point.z.shape:
+            generator = torch.Generator("cpu").manual_seed(0)
+            start = torch.randn(len(point.z), generator=generator, dtype=torch.float64, device="cpu")
+        rate = largest_magnitude(multiply, start.to(point.z), tol)
+        self._stiffest = rate.vectors[:, 0]
+        return rate
+
+    # ------------------------------------------------------------------ cost
+
+    def count(self, what: str, n: int = 1) -> None:
+        """Count n evaluations of a kind, a field of :class:`Cost`."""
+        setattr(self.cost, what, getattr(self.cost, what) + n)
+
+    def _count_hvps(self, n: int) -> None:
+        self.count("n_hvps", n)
+
+    def _count_third(self, n: int) -> None:
+        self.count("n_third", n)
+
+    def part(self, loss: LossFunction, n_samples: int) -> Field:
+        """Return the field of the loss over some samples, whose evaluations are counted here, by their share."""
+        return _Part(loss, n_samples, self)
+
+    def count_samples(self, what: str, n: int) -> None:
+        """Count an evaluation on n samples; it is one evaluation when their sum is the data set's size."""
+        whole, self._samples[what] = divmod(self._samples.get(what, 0) + n, self.loss.n_samples or 1)
+        self.count(what, whole)
+
+    # ------------------------------------------------------------------ state
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the costs and the spectrum service's state."""
+        """Return the costs and what later eigensolves start from."""
         return {
-            "cost": (self.cost.n_gradients, self.cost.n_hvps),
+            "cost": vars(self.cost).copy(),
             "samples": dict(self._samples),
             "spectrum": self.spectrum.state_dict(),
+            "stiffness": self._stiffness.state_dict(),
+            "stiffest": self._stiffest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self.cost = Cost(*state["cost"])
+        self.cost = Cost(**state["cost"])
         self._samples = dict(state["samples"])
         self.spectrum.load_state_dict(state["spectrum"])
-
-    def is_of(self, loss: LossFunction) -> bool:
-        """Whether this is the flow of a loss, and not of a part of its data."""
-        return self.loss.source is loss.source
-
-    def linearize_again(self, point: Point) -> Linearization:
-        """Linearize at another flow's point; what that knows already is taken over if its loss is the same."""
-        known = point.known_linearization if self.is_of(point.flow.loss) else None
-        return known or self.at(point.theta).linearization
-
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate loss, shape (), and gradient, shape (P,), at θ."""
-        self.cost.n_gradients += 1
-        return self.loss.gradient(theta)
-
-    def at(self, theta: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Point:
-        """Return θ as a point, at which each quantity is computed when it is first asked for, once.
-
-        Loss and gradient there may be `known` already.
-        """
-        point = Point(self, theta, keep_graph=self._keep_graph)
-        if known is not None:
-            point.__dict__["_value_and_gradient"] = known
-        return point
+        self._stiffness.load_state_dict(state["stiffness"])
+        self._stiffest = state["stiffest"]
 
 
-class Point:
-    """A θ with what is known there.
+class _Part(Field):
+    """The field of a loss over some samples, counted in the field of all."""
 
-    Attributes
+    def __init__(self, loss: LossFunction, n_samples: int, whole: Field) -> None:
+        super().__init__(loss)
+        self._n_samples = n_samples
+        self._whole = whole
+
+    def count(self, what: str, n: int = 1) -> None:
+        for _ in range(n):
+            self._whole.count_samples(what, self._n_samples)
+
+
+class Differences:
+    """∂f/∂z at a point by differences of the velocity: each product costs one.
+
+    J v ≈ (f(z + δv) − f(z))/δ with δ‖v‖ = √eps (1 + ‖z‖), where rounding and truncation are of one size.
+
+    Parameters
     ----------
-    flow : Flow
-    theta : Tensor, shape (P,)
-        Never written.
+    point : Point
     """
 
-    def __init__(self, flow: Flow, theta: Tensor, *, keep_graph: bool) -> None:
-        self.flow = flow
-        self.theta = theta
-        self._keep_graph = keep_graph
-        self._pairs: tuple[float, Eigenpairs] | None = None
+    def __init__(self, point: Point) -> None:
+        self._point = point
+        z = point.z
+        self._length = math.sqrt(torch.finfo(z.dtype).eps) * (1 + float(torch.linalg.vector_norm(z)))
 
-    @cached_property
-    def _value_and_gradient(self) -> tuple[Tensor, Tensor]:
-        if self._keep_graph:
-            return self.linearization.value, self.linearization.gradient
-        return self.flow.evaluate(self.theta)
-
-    @cached_property
-    def linearization(self) -> Linearization:
-        """Value, gradient and Hessian–vector products at θ; costs a gradient."""
-        self.flow.cost.n_gradients += 1
-        return self.flow.loss.linearize(self.theta)
-
-    @property
-    def value(self) -> Tensor:
-        """L(θ), shape ()."""
-        return self._value_and_gradient[0]
-
-    @cached_property
-    def loss(self) -> float:
-        """L(θ)."""
-        return float(self._value_and_gradient[0])
-
-    @property
-    def gradient(self) -> Tensor:
-        """∇L(θ), shape (P,)."""
-        return self._value_and_gradient[1]
-
-    @cached_property
-    def is_finite(self) -> bool:
-        """Whether loss and gradient are."""
-        return math.isfinite(self.loss) and all_finite(self.gradient)
-
-    @property
-    def known_value(self) -> tuple[Tensor, Tensor] | None:
-        """Loss and gradient if they have been computed."""
-        return self.__dict__.get("_value_and_gradient")
-
-    @property
-    def known_linearization(self) -> Linearization | None:
-        """The linearization if it has been computed."""
-        return self.__dict__.get("linearization")
-
-    def top(self, k: int, *, tol: float) -> Eigenpairs:
-        """Compute the top k eigenpairs of the Hessian at θ by the run's spectrum service, once.
-
-        Pairs that missed the tolerance stay as they are, flagged: a step uses those that it was sized with.
-        """
-        if self._pairs is not None and self._pairs[0] <= tol and len(self._pairs[1]) >= k:
-            return self._pairs[1].first(k)
-        pairs = self.flow.spectrum.top(k, self.linearization, tol=tol)
-        self.flow.cost.n_hvps += pairs.n_hvp
-        self._pairs = (tol, pairs)
-        return pairs
-
-
-def all_finite(tensor: Tensor) -> bool:
-    """Whether no entry is infinite or NaN. A finite sum says so in one pass; another one may have overflowed."""
-    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        norm = float(torch.linalg.vector_norm(vector))
+        if norm == 0:
+            return torch.zeros_like(vector)
+        δ = self._length / norm
+        point = self._point
+        return (point.field(point.z + δ * vector) - point.velocity) / δ

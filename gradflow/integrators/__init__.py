@@ -1,6 +1,6 @@
 """The methods: one to a file; and how to get one by name."""
 
-from gradflow.flows import Cost, Flow, Point
+from gradflow.flows import Cost, Field, Point
 from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
 from gradflow.integrators.base import Integrator, StepResult
@@ -8,7 +8,7 @@ from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
 from gradflow.integrators.exprb import Exprb32, Exprb43
 from gradflow.integrators.optimizers.registry import Nesterov, Polyak
-from gradflow.integrators.registry import METHODS, make_integrator
+from gradflow.integrators.registry import METHODS, check_needs, make_integrator
 from gradflow.integrators.rk4 import RK4
 from gradflow.integrators.rkc import RKC
 
@@ -21,7 +21,7 @@ __all__ = [
     "ExponentialEuler",
     "Exprb32",
     "Exprb43",
-    "Flow",
+    "Field",
     "Integrator",
     "Nesterov",
     "Point",
@@ -29,5 +29,6 @@ __all__ = [
     "RK4",
     "RKC",
     "StepResult",
+    "check_needs",
     "make_integrator",
 ]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from gradflow.checks import check_count, check_number
-from gradflow.flows.field import Point
+from gradflow.flows import Point
+from gradflow.flows.base import Needs
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import euler_step
-from gradflow.integrators.step_size.rules import BulkCap
+from gradflow.integrators.step_size import BulkEigenvalueCap
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class AdaptiveGD(Integrator):
     order: ClassVar[int] = 1
     discrete: ClassVar[bool] = True
     keep_graph: ClassVar[bool] = True
-    stability_limit: ClassVar[float | None] = 2.0
+    needs: ClassVar[Needs | None] = "symmetric jacobian"
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
@@ -50,9 +51,9 @@ class AdaptiveGD(Integrator):
         check_number("eigs_rtol", self.eigs_rtol, above=0)
 
     @property
-    def step_rule(self) -> BulkCap:
+    def step_rule(self) -> BulkEigenvalueCap:
         """Steps of 1/|λ₁|: nothing is integrated exactly, so that λ₁ is the first eigenvalue outside."""
-        return BulkCap(0, self.lr, self.warmup_iters, self.warmup_factor, self.eigs_rtol)
+        return BulkEigenvalueCap(0, self.lr, self.warmup_iters, self.warmup_factor, self.eigs_rtol)
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take θ − h ∇L(θ)."""

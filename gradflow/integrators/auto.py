@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 
+from gradflow.flows import Flow
+from gradflow.flows.base import Needs
+from gradflow.integrators.base import Integrator
 from gradflow.integrators.exprb import DENSE_BELOW, Exprb43
 from gradflow.integrators.rkc import RKC
 from gradflow.loss import LossFunction
@@ -20,13 +23,14 @@ class Auto(Exprb43):
     That is `exprb43`, whose cost hardly grows with λ₁, and `rkc` in two cases: for P ≤ 400, where its gradients
     cost less than the dense Hessian that `exprb43` takes there, and where the graphs of all chunks don't fit
     in the loss's memory budget, so that every Hessian–vector product computes its own. Giving an option that
-    `exprb43` alone has, chooses that; so does a callable loss. Options are those of
-    :class:`ExponentialRosenbrock`; the record names the method that was chosen, with its options.
+    `exprb43` alone has, chooses that; so does a callable loss. A flow without a symmetric Jacobian goes to `rkc`.
+    Options are those of :class:`ExponentialRosenbrock`; the record names the method that was chosen, with its options.
     """
 
     name: ClassVar[str] = "auto"
+    needs: ClassVar[Needs | None] = "velocity"
 
-    def resolve(self, loss: LossFunction) -> Any:
+    def choose(self, loss: LossFunction, flow: Flow) -> Integrator:
         """Choose, and hand the options on."""
         P = loss.n_parameters
         keeps_graphs = loss.source.keeps_graphs(torch.empty(0, dtype=loss.dtype or torch.float64))
@@ -34,6 +38,6 @@ class Auto(Exprb43):
         options = self.settings()
         shared = {field.name for field in dataclasses.fields(RKC)} & set(options)
         asked_for = any(options[name] != getattr(type(self), name) for name in set(options) - shared)
-        if wins or asked_for:
-            return Exprb43(**options).resolve(loss)
-        return RKC(**{name: options[name] for name in shared}).resolve(loss)
+        if asked_for or (wins and flow.gives == "symmetric jacobian"):
+            return Exprb43(**options)
+        return RKC(**{name: options[name] for name in shared})

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_number
-from gradflow.flows.field import Point
+from gradflow.flows import Point
 from gradflow.integrators.base import Integrator, StepResult
-from gradflow.integrators.step_size.rules import FixedStep
+from gradflow.integrators.step_size import FixedStep
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Euler(Integrator):
     A discrete method: t = k·lr after k steps, every step is a record unless a cadence is given, and the run
     ends at the first step at or after `t_max`. Stable while λ₁ < 2/lr; beyond that it leaves the flow and
     trains at the edge of stability (Cohen et al. 2021). With one chunk of data it equals
-    ``torch.optim.SGD`` bit for bit.
+    ``torch.optim.SGD`` bit for bit. Along another flow it is Euler's method on that.
 
     Parameters
     ----------
@@ -34,7 +34,6 @@ class Euler(Integrator):
     name: ClassVar[str] = "gd"
     order: ClassVar[int] = 1
     discrete: ClassVar[bool] = True
-    stability_limit: ClassVar[float | None] = 2.0
     threshold_formula: ClassVar[str | None] = "2/η"
 
     def __post_init__(self) -> None:
@@ -46,15 +45,20 @@ class Euler(Integrator):
         return FixedStep(self.lr)
 
     @property
+    def stability_interval(self) -> float:
+        """|1 − hλ| ≤ 1."""
+        return 2.0
+
+    @property
     def stability_threshold(self) -> float:
         """2/η."""
         return 2.0 / self.lr
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
-        """Take θ − h ∇L(θ)."""
+        """Take z + h f(z)."""
         return StepResult(euler_step(point, h))
 
 
 def euler_step(point: Point, h: float) -> Tensor:
-    """Return θ − h ∇L(θ), rounded as torch.optim.SGD does."""
-    return torch.add(point.theta, point.gradient, alpha=-h)
+    """Return z + h f(z), rounded as torch.optim.SGD does."""
+    return torch.add(point.z, point.velocity, alpha=h)

@@ -11,15 +11,17 @@ from torch import Tensor
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError
-from gradflow.flows.field import Point
-from gradflow.integrators.base import Integrator, StepResult
+from gradflow.flows import Point
+from gradflow.flows.base import Needs
+from gradflow.integrators.base import StepResult
+from gradflow.integrators.controlled import FlowMethod
 from gradflow.integrators.phi.functions import phi
-from gradflow.integrators.step_size.rules import BulkCap
+from gradflow.integrators.step_size import BulkEigenvalueCap
 from gradflow.loss import LossFunction
 
 
 @dataclass(frozen=True)
-class ExponentialEuler(Integrator):
+class ExponentialEuler(FlowMethod):
     """Exponential Euler on the top eigenvectors of the Hessian, Euler on the rest.
 
     Lowell & Kastner (2024). With (λᵢ, vᵢ), i ≤ k = `stiff_dim`, the top eigenpairs of H at θ and g = ∇L(θ),
@@ -45,8 +47,6 @@ class ExponentialEuler(Integrator):
         Keep rᵢ ≤ h also where λᵢ < 0, where the exact flow of the quadratic grows exponentially.
     eigs_rtol : float, default 1e-3
         Residual ‖Hv − λv‖/max|λ| to which the eigenpairs are computed.
-    loss_rtol : float, default 0.0
-        Relative rise of the loss over one step that is tolerated, beyond rounding.
     """
 
     stiff_dim: int | None = None
@@ -55,21 +55,22 @@ class ExponentialEuler(Integrator):
     warmup_factor: float = 1.0
     cap_growth: bool = True
     eigs_rtol: float = 1e-3
-    loss_rtol: float = 0.0
 
     name: ClassVar[str] = "expeuler"
     order: ClassVar[int] = 1
+    needs: ClassVar[Needs | None] = "symmetric jacobian"
+    own_options: ClassVar[tuple[str, ...]] = ("max_step", "warmup_iters", "warmup_factor")
     keep_graph: ClassVar[bool] = True
     interpolates: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.stiff_dim is not None:
             check_count("stiff_dim", self.stiff_dim, least=1)
         check_number("max_step", self.max_step, above=0)
         check_count("warmup_iters", self.warmup_iters)
         check_number("warmup_factor", self.warmup_factor, above=0)
         check_number("eigs_rtol", self.eigs_rtol, above=0)
-        check_number("loss_rtol", self.loss_rtol, least=0)
 
     def resolve(self, loss: LossFunction) -> Self:
         """Take the dimension of the stiff subspace from the loss."""
@@ -83,26 +84,28 @@ class ExponentialEuler(Integrator):
         return dataclasses.replace(self, stiff_dim=loss.stiff_dim)
 
     @property
-    def step_rule(self) -> BulkCap:
+    def own_step_rule(self) -> BulkEigenvalueCap:
         """Steps of 1/|λ_{k+1}|."""
         assert self.stiff_dim is not None
-        return BulkCap(self.stiff_dim, self.max_step, self.warmup_iters, self.warmup_factor, self.eigs_rtol)
+        return BulkEigenvalueCap(
+            self.stiff_dim, self.max_step, self.warmup_iters, self.warmup_factor, self.eigs_rtol
+        )
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take one step (Lowell & Kastner 2024, eq. of the exponential Euler solver)."""
         assert self.stiff_dim is not None
-        θ, g, P = point.theta, point.gradient, point.theta.numel()
+        z, f, P = point.z, point.velocity, len(point.z)
         k = min(self.stiff_dim, P)
         # The pairs that the step was sized with, from the cache.
-        pairs = point.top(min(self.stiff_dim + 1, P), tol=self.eigs_rtol).first(k)
+        pairs = point.rates(min(self.stiff_dim + 1, P), tol=self.eigs_rtol).first(k)
         λ, V = pairs.values, pairs.vectors
-        c = V.T @ g
-        w = g - V @ c
+        c = V.T @ f
+        w = f - V @ c
 
         def after(τ: float) -> Tensor:
             r = τ * torch.from_numpy(phi(1, -λ.numpy() * τ))
             if self.cap_growth:
                 r = torch.clamp(r, max=τ)
-            return θ - V @ (r.to(c) * c) - τ * w
+            return z + V @ (r.to(c) * c) + τ * w
 
         return StepResult(after(h), interpolant=lambda s: after(s * h))

@@ -12,22 +12,25 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.flows.field import Point
+from gradflow.flows import Point
+from gradflow.flows.base import Needs
+from gradflow.integrators.base import StepResult
+from gradflow.integrators.controlled import ErrorControlled
 from gradflow.integrators.phi.spaces import DenseSpace, KrylovSpace, PhiSpace, Term
 from gradflow.integrators.phi.unseen import search
-from gradflow.integrators.step_size.error_control import Attempt, Control, ErrorControlled, norm
-from gradflow.integrators.step_size.rules import divide
+from gradflow.integrators.step_size.base import norm, safe_divide
+from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.loss import LossFunction
 from gradflow.plain import restorable
-from gradflow.spectrum import Eigenpairs
+from gradflow.spectrum import SymmetricOperator, negated
 
 #: Largest P for which the dense Hessian is the default.
 DENSE_BELOW = 400
 #: Most vectors in a Krylov space by default; a check of its error costs their number cubed.
 _MAX_BASIS = 200
-#: Part of a Krylov space that the first function may fill; the others find room in the rest.
+#: Fraction of the Krylov space that the first φ-function may use.
 _FIRST = 0.75
-#: Error allowed to a stage, over the length of the step: it enters the result damped by the remainder's size.
+#: Tolerance of an inner stage, relative to the step's length: its error is damped by the size of the remainder.
 _STAGE = 0.01
 #: What a step that the space can't resolve is shortened by.
 _SHORTER = 0.8
@@ -72,7 +75,7 @@ class _Local:
     Attributes
     ----------
     F : ndarray
-        −∇L at the point.
+        The velocity at the point.
     unseen : _Unseen or None
         What F hardly sees; None in a dense space, where every direction is as exact as the next.
     to_rounding : bool
@@ -84,15 +87,14 @@ class _Local:
         self.unseen = unseen
         self.to_rounding = unseen is not None and unseen.exists
         self._point = point
-        self._counted = 0
-        self.F = space.coordinates(-point.gradient)
+        self.F = space.coordinates(point.velocity)
 
     def allowed(self, h: float, tol: float) -> float:
         """Return the error that a φ-function's action may have in a step of size h."""
         if not self.to_rounding:
             return tol
-        θ, F = self._point.theta, self._point.gradient
-        return min(tol, torch.finfo(θ.dtype).eps * (norm(θ) + h * norm(F)))
+        z, F = self._point.z, self._point.velocity
+        return min(tol, torch.finfo(z.dtype).eps * (norm(z) + h * norm(F)))
 
     def resolve(self, F: Term, tol: float) -> float:
         """Grow the space for h φ₁(−hH) F; return the error.
@@ -117,30 +119,24 @@ class _Local:
         return self.space.evaluate(term)
 
     def D(self, u: np.ndarray) -> np.ndarray:
-        """Return −∇L(U) − F + H (U − θₙ) for U = θₙ + u; the last costs nothing."""
+        """Return f(U) − F + H (U − zₙ) for U = zₙ + u; the last costs nothing."""
         u = self.space.resolved(u)
         point, space = self._point, self.space
-        return space.coordinates(
-            point.flow(point.theta + space.vector(u)) + point.gradient + space.vector(space.times_H(u))
-        )
+        f, F = point.field, point.velocity
+        return space.coordinates(f(point.z + space.vector(u)) - F + space.vector(space.times_H(u)))
 
     def stage_tol(self, tol: float, u: np.ndarray) -> float:
         """Return the error that a stage may have beyond the step's, for a step of about the length of u."""
         return tol if self.to_rounding else max(tol, _STAGE * norm_of(u))
-
-    def count(self) -> None:
-        """Charge the products since the last time to the run."""
-        self._point.flow.cost.n_hvps += self.space.n_hvp - self._counted
-        self._counted = self.space.n_hvp
 
 
 @dataclass(frozen=True)
 class ExponentialRosenbrock(ErrorControlled):
     """What the exponential Rosenbrock methods have in common.
 
-    With H the Hessian at θₙ and F = −∇L(θₙ), the linear part of the flow around θₙ is followed exactly by
-    φ-functions of −hH; what remains, D(U) = −∇L(U) − F + H (U − θₙ), is small of second order and not
-    stiff. So the step is limited by accuracy alone, whatever λ₁ is.
+    With F = f(zₙ) the velocity of the flow and H = −∂f/∂z at zₙ, for gradient flow the Hessian, the linear part of
+    the flow around zₙ is followed exactly by φ-functions of −hH. The remainder D(U) = f(U) − F + H (U − zₙ) is small
+    of second order and not stiff. So only accuracy limits the step, whatever λ₁ is.
 
     The action of a φ-function is computed to a part of the tolerance. Where that isn't enough, it is computed to
     rounding: where an eigenvector of H has no part in F, because of a symmetry that the flow is to keep, and where
@@ -163,6 +159,7 @@ class ExponentialRosenbrock(ErrorControlled):
     max_basis: int | None = None
     dense: bool | None = None
 
+    needs: ClassVar[Needs | None] = "symmetric jacobian"
     keep_graph: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -184,19 +181,23 @@ class ExponentialRosenbrock(ErrorControlled):
     def _is_dense(self, P: int) -> bool:
         return P <= DENSE_BELOW if self.dense is None else self.dense
 
-    def prepare(self, point: Point, memory: _Unseen | None) -> _Local:
-        """Make the space in which φ-functions are computed; attempts at one point share it."""
-        H = point.linearization
-        if self._is_dense(point.theta.numel()):
-            return _Local(point, DenseSpace(H))
-        if memory is None or (memory.age >= _SEARCH_EVERY and not memory.exists):
-            found = search(H, point.gradient)
-            point.flow.cost.n_hvps += found.n_hvp
-            lowest = found.lowest if memory is None else min(found.lowest, memory.lowest)
-            memory = _Unseen(found.unseen, lowest, age=0)
-        return _Local(point, KrylovSpace(H, self.max_basis or _MAX_BASIS), memory)
+    def _local(self, point: Point, state: _Unseen | None) -> _Local:
+        """Return the space in which φ-functions are computed; attempts at one point share it."""
+        return point.work(self, lambda: self._prepare(point, state))
 
-    def memory(self, local: _Local) -> _Unseen | None:
+    def _prepare(self, point: Point, state: _Unseen | None) -> _Local:
+        assert point.jacobian is not None
+        H: SymmetricOperator = negated(point.jacobian)
+        if self._is_dense(len(point.z)):
+            return _Local(point, DenseSpace(H))
+        if state is None or (state.age >= _SEARCH_EVERY and not state.exists):
+            found = search(H, point.velocity)
+            lowest = found.lowest if state is None else min(found.lowest, state.lowest)
+            state = _Unseen(found.unseen, lowest, age=0)
+        return _Local(point, KrylovSpace(H, self.max_basis or _MAX_BASIS), state)
+
+    @staticmethod
+    def _carried(local: _Local) -> _Unseen | None:
         """Carry on what F hardly sees, which a space that is large enough has seen all the same."""
         if local.unseen is None:
             return None
@@ -204,45 +205,44 @@ class ExponentialRosenbrock(ErrorControlled):
         lowest = float(λ[0]) if len(λ) else local.unseen.lowest
         return dataclasses.replace(local.unseen, lowest=lowest, age=local.unseen.age + 1)
 
-    def first_size(self, point: Point, local: _Local) -> float:
+    def first_size(self, point: Point, state: _Unseen | None) -> float:
         """Return the inverse of the largest |eigenvalue| that F sees within a few products."""
-        λ = local.space.eigenvalues(_FIRST_LOOK)
+        λ = self._local(point, state).space.eigenvalues(_FIRST_LOOK)
         scale = float(np.abs(λ).max()) if len(λ) else 0.0
-        return divide(1.0, scale)
+        return safe_divide(1.0, scale)
 
-    def attempt(self, point: Point, local: _Local, h: float, tol: float) -> Attempt:
-        """Try a step of size h."""
-        space, θ, allowed = local.space, point.theta, self.krylov_tol * tol
+    def step(self, point: Point, h: float, state: _Unseen | None) -> StepResult:
+        """Take a step of at most h."""
+        local = self._local(point, state)
+        space, z, allowed = local.space, point.z, self.krylov_tol * tolerance(self, point.z)
         F = Term(1, h, local.F)
         while local.resolve(F, allowed) > allowed:
             F = dataclasses.replace(F, h=_SHORTER * F.h)
         h = F.h
         terms = [Term(k, h, b) for k, b in self.terms(local, h, local.allowed(h, allowed)).items()]
         leak = space.resolve(terms, local.allowed(h, allowed))
-        local.count()
         error = norm_of(space.evaluate(terms[-1]))
 
         def after(s: float) -> Tensor:
             parts = [s ** (t.k - 1) * space.evaluate(Term(t.k, s * h, t.b)) for t in terms]
-            return θ + space.vector(np.sum(parts, axis=0))
+            return z + space.vector(np.sum(parts, axis=0))
 
-        return Attempt(after(1.0), h, error + (leak if leak > allowed else 0.0), after)
+        pairs = space.top(_HANDED_ON)
+        return StepResult(
+            after(1.0),
+            after,
+            error=error + (leak if leak > allowed else 0.0),
+            state=self._carried(local),
+            h=h,
+            pairs=pairs if len(pairs) else None,  # none where F was too small to need any
+        )
 
     @abstractmethod
     def terms(self, local: _Local, h: float, tol: float) -> dict[int, np.ndarray]:
-        """Return bₖ by k for θₙ₊₁ = θₙ + Σₖ h φₖ(−hH) bₖ; the last term is the error estimate.
+        """Return bₖ by k for zₙ₊₁ = zₙ + Σₖ h φₖ(−hH) bₖ; the last term is the error estimate.
 
-        θ(tₙ + sh) = θₙ + Σₖ sᵏ⁻¹ (sh) φₖ(−shH) bₖ is of the method's order.
+        z(tₙ + sh) = zₙ + Σₖ sᵏ⁻¹ (sh) φₖ(−shH) bₖ is of the method's order.
         """
-
-    def refused(self, h: float, state: Control) -> Control:
-        """Go on from half the size, with what is known of directions that F hardly sees."""
-        return Control(h / 2, state.memory)
-
-    def pairs(self, local: _Local) -> Eigenpairs | None:
-        """Return the top Ritz pairs; none where F was too small to need any."""
-        pairs = local.space.top(_HANDED_ON)
-        return pairs if len(pairs) else None
 
 
 @dataclass(frozen=True)
@@ -251,7 +251,7 @@ class Exprb32(ExponentialRosenbrock):
 
     Hochbruck, Ostermann & Schweitzer, SIAM J. Numer. Anal. 47 (2009) 786–803, with one stage:
 
-        U = θₙ + h φ₁(−hH) F,     θₙ₊₁ = U + 2 h φ₃(−hH) D(U),
+        U = zₙ + h φ₁(−hH) F,     zₙ₊₁ = U + 2 h φ₃(−hH) D(U),
 
     two gradients a step. Options are those of :class:`ExponentialRosenbrock`.
     """
@@ -273,8 +273,8 @@ class Exprb43(ExponentialRosenbrock):
 
     Hochbruck, Ostermann & Schweitzer, SIAM J. Numer. Anal. 47 (2009) 786–803, with two stages:
 
-        U₂ = θₙ + ½h φ₁(−½hH) F,     U₃ = θₙ + h φ₁(−hH) (F + D(U₂)),
-        θₙ₊₁ = θₙ + h φ₁ F + h (16 φ₃ − 48 φ₄) D(U₂) + h (−2 φ₃ + 12 φ₄) D(U₃),
+        U₂ = zₙ + ½h φ₁(−½hH) F,     U₃ = zₙ + h φ₁(−hH) (F + D(U₂)),
+        zₙ₊₁ = zₙ + h φ₁ F + h (16 φ₃ − 48 φ₄) D(U₂) + h (−2 φ₃ + 12 φ₄) D(U₃),
 
     three gradients a step. Options are those of :class:`ExponentialRosenbrock`.
     """

@@ -9,12 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.flows.field import Point
-from gradflow.integrators.step_size.error_control import Attempt, ErrorControlled, norm
-from gradflow.integrators.step_size.rules import divide, usable
+from gradflow.flows import Point
+from gradflow.integrators.base import StepResult
+from gradflow.integrators.controlled import ErrorControlled
+from gradflow.integrators.hermite import hermite
+from gradflow.integrators.step_size.base import check_finite, norm, safe_divide
+from gradflow.integrators.step_size.sharpness import values_of
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
@@ -22,14 +24,14 @@ from gradflow.spectrum import Eigenpairs
 _SHARPNESS_TOL, _GROWTH = 0.05, 0.05
 _MARGIN = 1 + _SHARPNESS_TOL + _GROWTH
 _EVERY_AT_MOST = 20
-#: How much more than grow it may fall.
+#: A falling λ₁ counts this much less than a rising one.
 _FALL = 6.0
 
 
 @restorable
 @dataclass(frozen=True)
 class _Sharpness:
-    """λ₁ as last measured, the steps since, and those after which it is measured again."""
+    """λ₁ as last measured, the steps since, and the number of steps after which it is measured again."""
 
     pairs: Eigenpairs
     age: int = 0
@@ -67,62 +69,67 @@ class RKC(ErrorControlled):
         check_number("damping", self.damping, above=0)
         check_count("max_stages", self.max_stages, least=2)
 
-    def prepare(self, point: Point, memory: _Sharpness | None) -> _Sharpness:
+    @property
+    def stability_interval(self) -> float:
+        """Of a step with the most stages."""
+        return chebyshev(self.max_stages, self.damping).interval
+
+    def _sharpness(self, point: Point, state: _Sharpness | None) -> _Sharpness:
+        """Return λ₁ as all attempts at a point use it."""
+        return point.work(self, lambda: self._look(point, state))
+
+    def _look(self, point: Point, state: _Sharpness | None) -> _Sharpness:
         """Measure λ₁ if it is time to; less often while it hardly changes."""
-        if memory is None:
+        if state is None:
             return self._measure(point)
-        if memory.age < memory.every:
-            return memory
+        if state.age < state.every:
+            return state
         now = self._measure(point)
-        before, after = float(memory.pairs.values[0]), float(now.pairs.values[0])
+        before, after = float(state.pairs.values[0]), float(now.pairs.values[0])
         # A λ₁ that is too large costs stages, one that is too small the step.
         change = after - before if after > before else (before - after) / _FALL
-        every = divide(_GROWTH * abs(after), change / memory.age)
-        return dataclasses.replace(now, every=int(min(max(1.0, every), _EVERY_AT_MOST, 3 * memory.every)))
+        every = safe_divide(_GROWTH * abs(after), change / state.age)
+        return dataclasses.replace(now, every=int(min(max(1.0, every), _EVERY_AT_MOST, 3 * state.every)))
 
     @staticmethod
     def _measure(point: Point) -> _Sharpness:
-        pairs = usable(point.top(1, tol=_SHARPNESS_TOL))
-        # What is kept from step to step is λ₁ alone, not its eigenvector.
-        return _Sharpness(dataclasses.replace(pairs, vectors=pairs.vectors[:, :0].clone()))
+        return _Sharpness(values_of(check_finite(point.rates(1, tol=_SHARPNESS_TOL))))
 
-    def first_size(self, point: Point, sharpness: _Sharpness) -> float:
+    def first_size(self, point: Point, state: _Sharpness | None) -> float:
         """Return 1/λ₁."""
-        return divide(1.0, sharpness.pairs.scale)
+        return safe_divide(1.0, self._sharpness(point, state).pairs.scale)
 
-    def attempt(self, point: Point, sharpness: _Sharpness, h: float, tol: float) -> Attempt:
-        """Try a step of size h (eqs. 2.2–2.6 and 2.9 of the paper)."""
+    def after_rejection(self, point: Point, state: _Sharpness | None) -> _Sharpness | None:
+        """Measure λ₁ here, if that has not been done."""
+        sharpness = self._sharpness(point, state)
+        if sharpness.age:
+            point.redo(self, self._measure(point))
+        return state
+
+    def step(self, point: Point, h: float, state: _Sharpness | None) -> StepResult:
+        """Take a step of at most h (eqs. 2.2–2.6 and 2.9 of the paper)."""
+        sharpness = self._sharpness(point, state)
         λ = _MARGIN * max(float(sharpness.pairs.values[0]), 0.0)
-        h = min(h, divide(chebyshev(self.max_stages, self.damping).interval, λ))
+        h = min(h, safe_divide(self.stability_interval, λ))
         s = stages_for(h * λ, self.damping, self.max_stages)
         c = chebyshev(s, self.damping)
-        f, y, F0 = point.flow, point.theta, -point.gradient
-        # In terms of Yⱼ − y, whose rounding errors are relative to the step rather than to θ.
-        before, d = torch.zeros_like(y), c.first * h * F0
+        f, z, F0 = point.field, point.z, point.velocity
+        # In terms of Yⱼ − z, whose rounding errors are relative to the step rather than to z.
+        before, d = torch.zeros_like(z), c.first * h * F0
         for μ, ν, μ_, γ_ in c.coefficients:
-            before, d = d, μ * d + ν * before + h * (μ_ * f(y + d) + γ_ * F0)
-        now = y + d
-        value, gradient = f.evaluate(now)
-        F1 = -gradient
+            before, d = d, μ * d + ν * before + h * (μ_ * f(z + d) + γ_ * F0)
+        end = f.at(z + d)
+        F1 = end.velocity
         error = 0.4 * h * (F0 + F1) - 0.8 * d
-
-        def hermite(x: float) -> Tensor:
-            a, b, e = (1 + 2 * x) * (1 - x) ** 2, x * (1 - x) ** 2, x * x * (x - 1)
-            return y + (1 - a) * d + h * (b * F0 + e * F1)
-
-        return Attempt(now, h, norm(error), hermite, (value, gradient))
-
-    def missed(self, point: Point, sharpness: _Sharpness) -> _Sharpness:
-        """Measure λ₁ here, if that has not been done."""
-        return self._measure(point) if sharpness.age else sharpness
-
-    def memory(self, sharpness: _Sharpness) -> _Sharpness:
-        """Carry λ₁ on."""
-        return dataclasses.replace(sharpness, age=sharpness.age + 1)
-
-    def pairs(self, sharpness: _Sharpness) -> Eigenpairs:
-        """Return λ₁ as the step used it."""
-        return sharpness.pairs
+        return StepResult(
+            end.z,
+            hermite(z, d, h, F0, F1),
+            error=norm(error),
+            state=dataclasses.replace(sharpness, age=sharpness.age + 1),
+            h=h,
+            end=end,
+            pairs=sharpness.pairs,
+        )
 
 
 @dataclass(frozen=True)

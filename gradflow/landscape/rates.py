@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
-from gradflow.integrators import METHODS, Flow, Integrator, Point, make_integrator
+from gradflow.integrators import METHODS, Field, Integrator, Point, make_integrator
 from gradflow.integrators.optimizers.adapter import TorchOptimizer
 from gradflow.loss import LossFunction
 
@@ -81,7 +81,7 @@ def steps_at(
             scheduler=lambda optimizer: LambdaLR(optimizer, lambda k: each[min(k, last)]),
             scheduler_every="step",
         )
-    flows = [Flow(loss, keep_graph=integrator.keep_graph) for loss in losses]
+    flows = [Field(loss, keep_graph=integrator.keep_graph) for loss in losses]
     point = flows[0].at(theta)
     yield point
     state = integrator.init(point)
@@ -89,9 +89,9 @@ def steps_at(
         if not scheduled:
             integrator = _at(integrator, lr=lr)
         rule = integrator.step_rule
-        result = integrator.step(point, rule.propose(point, 0.0, k, rule.init()).h, state)
+        result = integrator.step(point, rule.propose(point, 0.0, k, None).h, state)
         state = result.state
-        point = flows[(k + 1) % len(flows)].at(result.theta)
+        point = flows[(k + 1) % len(flows)].at(result.z)
         yield point
 
 

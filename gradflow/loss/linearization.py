@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -61,6 +62,8 @@ class Linearization:
         source.second.demand()
         self.source = source
         self.n_hvps = 0
+        self._count: Callable[[int], None] | None = None
+        self._count_third: Callable[[int], None] | None = None
         self._graphs: list[list[Tensor]] | None = [] if source.keeps_graphs(theta) else None
         value = gradient = None
         with source.settings(theta), torch.enable_grad():
@@ -79,6 +82,17 @@ class Linearization:
         assert gradient is not None
         self.value = reduce(value)
         self.gradient = reduce(gradient)
+
+    def counted(
+        self, count: Callable[[int], None], count_third: Callable[[int], None] | None = None
+    ) -> Linearization:
+        """Return a view of this one that shares its graphs, and tells of each product how many vectors it took."""
+        view = copy.copy(self)
+        view._count, view._count_third = count, count_third
+        return view
+
+    def third(self, u: Tensor) -> _Third:
+        return _Third(self, u)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -126,6 +140,8 @@ class Linearization:
                 for grads in self._gradient_graphs():
                     product = accumulate(product, self._multiply(grads, rows))
         self.n_hvps += len(rows)
+        if self._count is not None:
+            self._count(len(rows))
         assert product is not None
         product = reduce(product)
         return product.T if vectors.dim() == 2 else product[0]
@@ -147,6 +163,36 @@ class Linearization:
         if self._graphs is not None:
             return self._graphs
         return _Rebuilt(self.source, self.theta, self._leaves)
+
+
+class _Third:
+    def __init__(self, lin, u):
+        self._lin = lin
+        lin_source, leaves = lin.source, lin._leaves
+        self._graphs = []
+        with lin_source.settings(lin.theta), torch.enable_grad(), lin_source.in_place(leaves):
+            for grads in lin._graphs:
+                live = [(g, v) for g, v in zip(grads, _split_like(u, leaves), strict=True) if g.requires_grad]
+                g, v = zip(*live)
+                parts = torch.autograd.grad(g, leaves, v, create_graph=True, allow_unused=True)
+                self._graphs.append([torch.zeros_like(l) if p is None else p for p, l in zip(parts, leaves)])
+
+    def __matmul__(self, vectors):
+        rows = vectors.T if vectors.dim() == 2 else vectors[None]
+        lin = self._lin
+        with lin.source.settings(lin.theta), torch.enable_grad(), lin.source.in_place(lin._leaves):
+            out = sum(
+                torch.stack(
+                    [
+                        _second_derivative(gr, lin._leaves, _split_like(r.contiguous(), lin._leaves))
+                        for r in rows
+                    ]
+                )
+                for gr in self._graphs
+            )
+        if lin._count_third is not None:
+            lin._count_third(len(rows))
+        return out.T if vectors.dim() == 2 else out[0]
 
 
 class _Rebuilt:

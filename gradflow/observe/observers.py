@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gradflow.driver import Moment
-from gradflow.flows.field import Flow, Point
+from gradflow.flows import Field, Point
 from gradflow.loss import LossFunction
 from gradflow.observe.projections import RandomProjection
 from gradflow.spectrum import Preconditioned, SpectrumService
@@ -79,7 +79,7 @@ class Spectrum:
 
     Parameters
     ----------
-    flow : Flow
+    flow : Field
         The observers' own, on all of the training data or on the first of them.
     n_eigs : int
     tol : float
@@ -87,15 +87,15 @@ class Spectrum:
 
     group: ClassVar[str] = "eigenvalues"
 
-    def __init__(self, flow: Flow, n_eigs: int, tol: float) -> None:
+    def __init__(self, flow: Field, n_eigs: int, tol: float) -> None:
         self._own = flow
         self._n_eigs = n_eigs
         self._tol = tol
 
     def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
         """Measure at the point."""
-        k, run = self._n_eigs, point.flow.spectrum
-        pairs = run.known(k, point.theta, tol=self._tol) if self._own.is_of(point.flow.loss) else None
+        k, run = self._n_eigs, point.field.spectrum
+        pairs = run.known(k, point.theta, tol=self._tol) if self._own.is_of(point.field.loss) else None
         if pairs is None:
             linearization = self._own.linearize_again(point)
             pairs = self._own.spectrum.top(k, linearization, tol=self._tol, start=run.basis)
@@ -116,7 +116,7 @@ class EffectiveSpectrum:
 
     group: ClassVar[str] = "eigenvalues"
 
-    def __init__(self, flow: Flow, n_eigs: int, tol: float) -> None:
+    def __init__(self, flow: Field, n_eigs: int, tol: float) -> None:
         self._own = flow
         self._n_eigs = n_eigs
         self._tol = tol
@@ -129,7 +129,6 @@ class EffectiveSpectrum:
             return {}
         operator = Preconditioned(self._own.linearize_again(point), diagonal)
         pairs = self.service.top(self._n_eigs, operator, tol=self._tol)
-        self._own.spectrum.n_hvps += pairs.n_hvp
         return {
             "effective_eigenvalue": pairs.values.numpy(),
             "effective_eigenvalue_residual": pairs.residuals.numpy(),
@@ -145,7 +144,7 @@ class Density:
 
     group: ClassVar[str] = "density"
 
-    def __init__(self, flow: Flow, x: Tensor) -> None:
+    def __init__(self, flow: Field, x: Tensor) -> None:
         self._own = flow
         self._x = x
         self._sigma = float(x.diff().max())
@@ -155,7 +154,6 @@ class Density:
         linearization = self._own.linearize_again(point)
         fresh = SpectrumService()  # whose random vectors are those of its seed
         density = fresh.density(linearization)
-        self._own.spectrum.n_hvps += density.n_hvp
         values, errors = density.smoothed(self._x, self._sigma)
         return {"spectral_density": values.numpy(), "spectral_density_error": errors.numpy()}
 
@@ -188,13 +186,13 @@ class Observers:
 
     Parameters
     ----------
-    flow, spectrum_flow : Flow
+    flow, spectrum_flow : Field
         The observers' own: their cost is what measuring takes, and is not the method's. The second is that of
         spectra; the same, unless those are of a part of the data.
     observers : iterable of Observer
     """
 
-    def __init__(self, flow: Flow, spectrum_flow: Flow, observers: Iterable[Observer]) -> None:
+    def __init__(self, flow: Field, spectrum_flow: Field, observers: Iterable[Observer]) -> None:
         self._flow = flow
         self._flows = [flow] if spectrum_flow is flow else [flow, spectrum_flow]
         self._observers = tuple(observers)
@@ -207,7 +205,7 @@ class Observers:
     @property
     def n_hvps(self) -> int:
         """Hessian–vector products that measuring has taken."""
-        return sum(flow.spectrum.n_hvps for flow in self._flows)
+        return sum(flow.cost.n_hvps for flow in self._flows)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
@@ -234,7 +232,7 @@ class Observers:
             "wall_time": moment.wall_time,
         }
         wanted = frozenset(due)
-        point = moment.point if moment.point is not None else self._flow.at(moment.theta)
+        point = moment.point if moment.point is not None else self._flow.at(moment.z)
         for observer in self._observers:
             # Loss and accuracy are known or cheap: every record has them.
             if observer.group in wanted or isinstance(observer, Scalars):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -62,13 +63,39 @@ class Negated:
     """−H, whose top is the bottom of H."""
 
     def __init__(self, operator: SymmetricOperator) -> None:
-        self._operator = operator
+        self.operator = operator
         self.shape = operator.shape
         self.dtype = operator.dtype
         self.device = operator.device
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
-        return -(self._operator @ vectors)
+        return -(self.operator @ vectors)
+
+
+def negated(operator: SymmetricOperator) -> SymmetricOperator:
+    """Return −H; of one that was negated, the operator itself."""
+    return operator.operator if isinstance(operator, Negated) else Negated(operator)
+
+
+class Operator:
+    """A linear map given as a function.
+
+    Parameters
+    ----------
+    multiply : callable
+        Multiplies vectors, shape (P,) or (P, k).
+    like : Tensor, shape (P,)
+        A vector that it can multiply: for its size, dtype and device.
+    """
+
+    def __init__(self, multiply: Callable[[Tensor], Tensor], like: Tensor) -> None:
+        self._multiply = multiply
+        self.shape = (len(like), len(like))
+        self.dtype = like.dtype
+        self.device = like.device
+
+    def __matmul__(self, vectors: Tensor) -> Tensor:
+        return self._multiply(vectors)
 
 
 class Preconditioned:

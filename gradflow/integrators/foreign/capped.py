@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-
 from gradflow.checks import check_number
 from gradflow.integrators.base import Integrator
-from gradflow.integrators.step_size.rules import NoLimit, SharpnessCap, StepRule
-
-#: Part of the stability interval that a capped step may use.
-SAFETY = 0.9
+from gradflow.integrators.step_size import SharpnessCap, StepSize, Unlimited
 
 
 @dataclass(frozen=True)
 class Capped(Integrator):
-    """An error-controlled explicit method under the cap by λ₁ and the watch over the loss.
+    """An explicit method with an error control of its library, under the cap by λ₁ and the watch over the loss.
 
     Parameters
     ----------
@@ -53,32 +46,13 @@ class Capped(Integrator):
             check_number("sharpness_every", self.sharpness_every, above=0)
 
     @property
-    @abstractmethod
-    def stability_interval(self) -> float:
-        """Length of the method's real stability interval."""
-
-    @property
-    def watches_loss(self) -> bool:
+    def rejects_loss_increase(self) -> bool:
         """Unless it is the bare library."""
         return self.cap
 
     @property
-    def step_rule(self) -> StepRule:
-        """At most 0.9 of the stability interval over λ₁."""
+    def step_rule(self) -> StepSize:
+        """At most 0.9 of the stability interval over λ₁; the library's error control takes less."""
         if not self.cap:
-            return NoLimit()
-        return SharpnessCap(SAFETY * self.stability_interval, math.inf, self.sharpness_every)
-
-
-def stability_of_tableau(A: np.ndarray, b: np.ndarray) -> float:
-    """Return the length of the real stability interval of a Runge–Kutta method.
-
-    The largest x such that |R(−s)| ≤ 1 for all 0 ≤ s ≤ x, with R(z) = 1 + z bᵀ(I − zA)⁻¹1, to 0.01.
-    """
-    identity, ones = np.eye(len(b)), np.ones(len(b))
-
-    def amplifies(x: float) -> bool:
-        R = 1 - x * b @ np.linalg.solve(identity + x * A, ones)
-        return bool(abs(R) > 1 + 1e-9)
-
-    return next(x for x in (0.01 * n for n in range(1, 2000)) if amplifies(x)) - 0.01
+            return Unlimited()
+        return SharpnessCap(every=self.sharpness_every).resolve(self)

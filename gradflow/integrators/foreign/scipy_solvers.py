@@ -18,11 +18,13 @@ from torch import Tensor
 
 from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
-from gradflow.flows.field import Point
-from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
-from gradflow.integrators.foreign.capped import Capped, stability_of_tableau
-from gradflow.integrators.step_size.rules import NoLimit
+from gradflow.flows import Point
+from gradflow.integrators.base import Integrator, StepResult
+from gradflow.integrators.foreign.capped import Capped
+from gradflow.integrators.step_size import Unlimited
+from gradflow.integrators.tableau import real_stability
 from gradflow.loss import LossFunction
+from gradflow.status import NumericalFailure, Status
 
 #: Largest P for which the implicit methods form and factorise dense Hessians.
 LARGEST_DENSE = 3000
@@ -30,14 +32,14 @@ LARGEST_DENSE = 3000
 
 @dataclass(frozen=True)
 class _State:
-    """A SciPy solver, and the last evaluation of −∇L: where, loss and gradient."""
+    """A SciPy solver, and the last point at which it evaluated the velocity."""
 
     solver: Any
-    evaluations: deque[tuple[np.ndarray, Tensor, Tensor]]
+    evaluations: deque[Point]
 
 
 class _SciPy(Integrator):
-    """What SciPy's solvers have in common: θ lives in them as a float64 array."""
+    """What SciPy's solvers have in common: z lives in them as a float64 array."""
 
     solver: ClassVar[type[OdeSolver]]
     interpolates: ClassVar[bool] = True
@@ -48,63 +50,65 @@ class _SciPy(Integrator):
 
     def init(self, point: Point) -> _State:
         """Make SciPy's solver at t = 0."""
-        θ = point.theta
-        flow = point.flow
+        device, flow = point.z.device, point.field
+
+        def at(y: np.ndarray) -> Point:
+            return flow.at(torch.from_numpy(y.copy()).to(device))
 
         def field(t: float, y: np.ndarray) -> np.ndarray:
-            value, gradient = flow.evaluate(torch.from_numpy(y.copy()).to(θ.device))
-            evaluations.append((y.copy(), value, gradient))
-            return -gradient.cpu().numpy()
+            evaluations.append(at(y))
+            return evaluations[-1].velocity.cpu().numpy()
 
         def jacobian(t: float, y: np.ndarray) -> np.ndarray:
-            flow.cost.n_gradients += 1
-            flow.cost.n_hvps += len(y)
-            eye = torch.eye(len(y), dtype=torch.float64, device=θ.device)
-            return -flow.loss.linearize(torch.from_numpy(y.copy()).to(θ.device)).hvp(eye).cpu().numpy()
+            J = at(y).jacobian
+            assert J is not None
+            return (J @ torch.eye(len(y), dtype=torch.float64, device=device)).cpu().numpy()
 
-        evaluations: deque[tuple[np.ndarray, Tensor, Tensor]] = deque(maxlen=1)
+        evaluations: deque[Point] = deque(maxlen=1)
         options: dict[str, Any] = {"rtol": self.rtol, "atol": self.atol}
         if self.solver in {BDF, Radau}:
             options["jac"] = jacobian
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # SciPy raises rtol to 100 eps, and says so
-            y = θ.detach().cpu().numpy().astype(np.float64)
+            y = point.z.detach().cpu().numpy().astype(np.float64)
             return _State(self.solver(field, 0.0, y, math.inf, **options), evaluations)
 
     def step(self, point: Point, h: float, state: _State) -> StepResult:
         """Take one step of at most h that the error control accepts."""
-        θ = point.theta
+        z = point.z
         solver = self._prepared(state.solver, h)
         before = solver.t
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             message = solver.step()
         if solver.status == "failed":
-            raise StepUnderflow(f"{self.name}: {message}")
+            raise NumericalFailure(Status.STEP_UNDERFLOW, f"{self.name}: {message}")
         solver.status = "running"
         dense: list[Any] = []
 
         def interpolant(s: float) -> Tensor:
             if not dense:  # for DOP853 it costs three gradients: only when wanted, and not the method's cost
-                cost = point.flow.cost.copy()
+                cost = point.field.cost.copy()
                 dense.append(solver.dense_output())
-                point.flow.cost = cost
-            return torch.from_numpy(np.array(dense[0](before + s * (solver.t - before)))).to(θ)
+                point.field.cost = cost
+            return torch.from_numpy(np.array(dense[0](before + s * (solver.t - before)))).to(z)
 
-        evaluations, known = state.evaluations, None
-        if θ.dtype == torch.float64 and evaluations and np.array_equal(evaluations[-1][0], solver.y):
-            known = evaluations[-1][1:]
-        θ1 = torch.from_numpy(solver.y.copy()).to(θ)
-        return StepResult(
-            θ1, interpolant, state=_State(solver, evaluations), h=solver.t - before, known=known
-        )
+        evaluations, end = state.evaluations, None
+        if (
+            z.dtype == torch.float64
+            and evaluations
+            and np.array_equal(evaluations[-1].z.cpu().numpy(), solver.y)
+        ):
+            end = evaluations[-1]
+        z1 = torch.from_numpy(solver.y.copy()).to(z) if end is None else end.z
+        return StepResult(z1, interpolant, state=_State(solver, evaluations), h=solver.t - before, end=end)
 
     @abstractmethod
     def _prepared(self, solver: Any, h: float) -> Any:
         """Return the solver that takes the next step, at most h long."""
 
-    def portable(self, state: _State) -> dict[str, Any]:
-        """Return time, θ and step size."""
+    def state_dict(self, state: _State) -> dict[str, Any]:
+        """Return time, z and step size."""
         solver = state.solver
         return {
             "t": solver.t,
@@ -112,14 +116,14 @@ class _SciPy(Integrator):
             "h": float(getattr(solver, "h_abs", 0.0)),
         }
 
-    def restore(self, portable: dict[str, Any], point: Point) -> _State:
-        """Start again from θ as the solver had it; a multistep method without its history."""
-        state = self.init(point.flow.at(portable["y"].to(point.theta.device)))
-        state.solver.t = portable["t"]
+    def load_state(self, saved: dict[str, Any], point: Point) -> _State:
+        """Start again from z as the solver had it; a multistep method without its history."""
+        state = self.init(point.field.at(saved["y"].to(point.z.device)))
+        state.solver.t = saved["t"]
         if self.solver is LSODA:
-            state.solver._lsoda_solver.t = portable["t"]
-        if portable["h"] > 0 and hasattr(state.solver, "h_abs"):
-            state.solver.h_abs = portable["h"]
+            state.solver._lsoda_solver.t = saved["t"]
+        if saved["h"] > 0 and hasattr(state.solver, "h_abs"):
+            state.solver.h_abs = saved["h"]
         return state
 
 
@@ -173,14 +177,14 @@ class SciPyImplicit(_SciPy):
         check_number("atol", self.atol, least=0)
 
     @property
-    def watches_loss(self) -> bool:
+    def rejects_loss_increase(self) -> bool:
         """Its solver can't go back, and is stable."""
         return False
 
     @property
-    def step_rule(self) -> NoLimit:
+    def step_rule(self) -> Unlimited:
         """The error control alone."""
-        return NoLimit()
+        return Unlimited()
 
     def resolve(self, loss: LossFunction) -> Self:
         """Refuse problems that are too large for dense Hessians."""
@@ -206,7 +210,7 @@ class SciPyImplicit(_SciPy):
 def _real_stability(solver: Any) -> float:
     A = np.zeros((solver.n_stages, solver.n_stages))
     A[:, : solver.A.shape[1]] = solver.A  # RK45 leaves out the last column, which is zero
-    return stability_of_tableau(A, np.asarray(solver.B))
+    return real_stability(A, np.asarray(solver.B))
 
 
 def scipy_methods() -> dict[str, type[Integrator]]:
@@ -226,6 +230,7 @@ def scipy_methods() -> dict[str, type[Integrator]]:
             "name": name,
             "solver": solver,
             "order": order,
+            "needs": "jacobian" if solver in {BDF, Radau} else "velocity",
             "__doc__": base.__doc__,
             "__module__": __name__,
         }

@@ -20,36 +20,36 @@ from torchdiffeq._impl.rk_common import RKAdaptiveStepsizeODESolver, _RungeKutta
 from torchdiffeq._impl.solvers import FixedGridODESolver
 
 from gradflow.checks import check_number
-from gradflow.errors import InvalidTypeError, UnknownOptionError
-from gradflow.flows.field import Flow, Point
-from gradflow.integrators.base import Integrator, StepResult, StepUnderflow
-from gradflow.integrators.foreign.capped import Capped, stability_of_tableau
+from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
+from gradflow.flows import Field, Point
+from gradflow.integrators.base import Integrator, StepResult
+from gradflow.integrators.foreign.capped import Capped
+from gradflow.integrators.hermite import hermite
+from gradflow.integrators.step_size import FixedStep
 from gradflow.integrators.step_size.error_control import warn_if_unreachable
-from gradflow.integrators.step_size.rules import FixedStep
+from gradflow.integrators.tableau import real_stability
+from gradflow.status import NumericalFailure, Status
 
 _MAX_ATTEMPTS = 100
 
 
 class _Field:
-    """−∇L as torchdiffeq calls it; knows its value at the step's start, and remembers its last evaluation."""
+    """The velocity as torchdiffeq calls it; knows it at the step's start, and remembers its last evaluation."""
 
-    def __init__(self, flow: Flow) -> None:
-        self._flow = flow
+    def __init__(self, field: Field) -> None:
+        self._field = field
         self.start: tuple[Tensor, Tensor] | None = None
-        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+        self._last: Point | None = None
 
     def __call__(self, t: Any, y: Tensor, *, perturb: Any = None) -> Tensor:
         if self.start is not None and y is self.start[0]:
             return self.start[1]
-        value, gradient = self._flow.evaluate(y)
-        self._last = (y, value, gradient)
-        return -gradient
+        self._last = self._field.at(y)
+        return self._last.velocity
 
-    def known_at(self, theta: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Return loss and gradient at θ if that was the last evaluation."""
-        if self._last is None or not torch.equal(self._last[0], theta):
-            return None
-        return self._last[1], self._last[2]
+    def known_at(self, z: Tensor) -> Point | None:
+        """Return the point at z if that was the last evaluation."""
+        return self._last if self._last is not None and torch.equal(self._last.z, z) else None
 
     def callback_step(self, *args: Any) -> None:
         """Nothing to do."""
@@ -85,54 +85,58 @@ class TorchdiffeqAdaptive(Capped):
     @property
     def stability_interval(self) -> float:
         """Of the solver's tableau."""
-        return real_stability(cast("Any", self.solver))
+        return stability_of(cast("Any", self.solver))
 
     def init(self, point: Point) -> float:
         """Return the first step size, by torchdiffeq's rule (Hairer, Nørsett & Wanner 1993, II.4)."""
-        warn_if_unreachable(self.rtol, self.atol, point.theta, "is about the least that can be met")
+        warn_if_unreachable(self.rtol, self.atol, point.z, "is about the least that can be met")
         solver = self._made(point)
         with torch.no_grad():
-            solver._before_integrate(torch.zeros(2, dtype=torch.float64, device=point.theta.device))
+            solver._before_integrate(torch.zeros(2, dtype=torch.float64, device=point.z.device))
         return float(solver.rk_state.dt)
 
     def step(self, point: Point, h: float, state: float) -> StepResult:
         """Take one step of at most h that the error control accepts; `state` is the size it would take."""
-        θ = point.theta
+        z = point.z
         solver = self._made(point)
-        zero = torch.zeros((), dtype=torch.float64, device=θ.device)
-        size = torch.tensor(min(h, state), dtype=torch.float64, device=θ.device)
-        now = _RungeKuttaState(θ, -point.gradient, zero, zero, size, [θ] * 5)
+        zero = torch.zeros((), dtype=torch.float64, device=z.device)
+        size = torch.tensor(min(h, state), dtype=torch.float64, device=z.device)
+        now = _RungeKuttaState(z, point.velocity, zero, zero, size, [z] * 5)
         n_rejected = 0
         while True:
             try:
                 with torch.no_grad():
                     new = solver._adaptive_step(now)
             except AssertionError as failure:  # all that the library raises, bad input having been refused
-                raise StepUnderflow(f"{self.name}: {failure}") from failure
+                raise NumericalFailure(Status.STEP_UNDERFLOW, f"{self.name}: {failure}") from failure
             if new.t1 > now.t1:
                 break
             if not now.dt > new.dt:
-                raise StepUnderflow(f"{self.name}: the step stays at {float(new.dt):.3g} and is rejected")
+                raise NumericalFailure(
+                    Status.STEP_UNDERFLOW,
+                    f"{self.name}: the step stays at {float(new.dt):.3g} and is rejected",
+                )
             now, n_rejected = new, n_rejected + 1
             if n_rejected == _MAX_ATTEMPTS:
-                raise StepUnderflow(
-                    f"{self.name}: {n_rejected} attempts were rejected, the last {float(now.dt):.3g}"
+                raise NumericalFailure(
+                    Status.STEP_UNDERFLOW,
+                    f"{self.name}: {n_rejected} attempts were rejected, the last {float(now.dt):.3g}",
                 )
 
         def interpolant(s: float) -> Tensor:
             return _interp_evaluate(new.interp_coeff, zero, new.t1, s * new.t1)
 
-        known = solver.func.known_at(new.y1)
+        end = solver.func.known_at(new.y1)
         return StepResult(
-            new.y1, interpolant, state=float(new.dt), h=float(new.t1), known=known, n_rejected=n_rejected
+            new.y1, interpolant, state=float(new.dt), h=float(new.t1), end=end, n_rejected=n_rejected
         )
 
     def _made(self, point: Point) -> Any:
         """Make torchdiffeq's solver at a point; it keeps nothing from step to step."""
-        known = _Field(point.flow)
-        known.start = point.theta, -point.gradient
+        known = _Field(point.field)
+        known.start = point.z, point.velocity
         options = {"norm": _rms_norm, **self.options}
-        solver: Any = self.solver(func=known, y0=point.theta, rtol=self.rtol, atol=self.atol, **options)
+        solver: Any = self.solver(func=known, y0=point.z, rtol=self.rtol, atol=self.atol, **options)
         # No times that its steps must hit.
         solver.step_t = solver.jump_t = torch.empty(0, dtype=torch.float64)
         return solver
@@ -180,15 +184,16 @@ class TorchdiffeqFixed(Integrator):
 
     def step(self, point: Point, h: float, state: tuple[Tensor, ...]) -> StepResult:
         """Take one step of size h; `state` is θ in the dtype of the method and its history of slopes."""
-        dtype = torch.float64 if issubclass(self.solver, AdamsBashforthMoulton) else point.theta.dtype
+        multistep = issubclass(self.solver, AdamsBashforthMoulton)
+        dtype = torch.float64 if multistep else point.z.dtype
         regular = abs(h - self.step_size) <= 1e-9 * self.step_size
-        y = state[0] if state else point.theta.to(dtype)
+        y = state[0] if state else point.z.to(dtype)
         history = state[1:] if regular else ()
 
-        known = _Field(point.flow)
-        known.start = y, -point.gradient.to(dtype) if dtype == point.theta.dtype else known(0.0, y)
+        known = _Field(point.field)
+        known.start = y, point.velocity if dtype == point.z.dtype else known(0.0, y)
         solver: Any = self.solver(func=known, y0=y, rtol=1e-3, atol=1e-4, **self.options)
-        if issubclass(self.solver, AdamsBashforthMoulton):
+        if multistep:
             solver.prev_f = deque(history, maxlen=solver.max_order - 1)
             solver.prev_t = -self.step_size if history else None
         t, dt = (torch.tensor(value, dtype=torch.float64, device=y.device) for value in (0.0, h))
@@ -197,16 +202,9 @@ class TorchdiffeqFixed(Integrator):
             dy, f0 = solver._step_func(known, t, dt.to(dtype), dt, y)
             y1 = y + dy
         slopes = tuple(getattr(solver, "prev_f", ())) if regular else ()
-        θ, θ1 = point.theta, y1.to(point.theta.dtype)
-        value, gradient = point.flow.evaluate(θ1)
-
-        def interpolant(s: float) -> Tensor:
-            a, b = (1 + 2 * s) * (1 - s) ** 2, s * (1 - s) ** 2
-            c, d = s * s * (3 - 2 * s), s * s * (s - 1)
-            return a * θ + c * θ1 + h * (b * f0.to(θ.dtype) - d * gradient)
-
-        multistep = issubclass(self.solver, AdamsBashforthMoulton)
-        return StepResult(θ1, interpolant, state=(y1, *slopes) if multistep else (), known=(value, gradient))
+        z, end = point.z, point.field.at(y1.to(point.z.dtype))
+        interpolant = hermite(z, end.z - z, h, f0.to(z.dtype), end.velocity)
+        return StepResult(end.z, interpolant, state=(y1, *slopes) if multistep else (), end=end)
 
 
 def check_options(name: str, solver: type, options: Mapping[str, Any]) -> None:
@@ -230,40 +228,33 @@ def check_options(name: str, solver: type, options: Mapping[str, Any]) -> None:
 
 
 @cache
-def real_stability(solver: Any) -> float:
+def stability_of(solver: Any) -> float:
     """Return the length of the real stability interval of a solver."""
     tableau = solver.tableau
     b = tableau.c_sol.double().numpy()
     A = np.zeros((len(b), len(b)))
     for row, coefficients in enumerate(tableau.beta, start=1):
         A[row, : len(coefficients)] = coefficients.double().numpy()
-    return stability_of_tableau(A, b)
+    return real_stability(A, b)
 
 
-def torchdiffeq_methods() -> dict[str, type[Integrator]]:
-    """Make a class for every solver of the installed torchdiffeq that steps in torch.
+def torchdiffeq_method(name: str) -> type[Integrator]:
+    """Make the class of a solver of the installed torchdiffeq that steps in torch.
 
-    By ``torchdiffeq:NAME``; by plain NAME too, where that is no name of ours.
+    Raises
+    ------
+    UnknownNameError
+        If this torchdiffeq has none of that name.
     """
-    plain = {"dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", "midpoint", "heun2", "heun3"}
-    plain |= {"explicit_adams", "implicit_adams"}
-    found: dict[str, type[Integrator]] = {}
-    for name, solver in SOLVERS.items():
-        if issubclass(solver, RKAdaptiveStepsizeODESolver):
-            base: type[Integrator] = TorchdiffeqAdaptive
-        elif issubclass(solver, FixedGridODESolver):
-            base = TorchdiffeqFixed
-        else:
-            continue
-        full = f"torchdiffeq:{name}"
-        body = {
-            "name": full,
-            "solver": solver,
-            "order": solver.order,
-            "__doc__": base.__doc__,
-            "__module__": __name__,
-        }
-        found[full] = dataclass(frozen=True)(type(f"Torchdiffeq_{name}", (base,), body))
-        if name in plain:
-            found[name] = found[full]
-    return found
+    solver = SOLVERS.get(name)
+    if solver is None:
+        raise UnknownNameError(f"The installed torchdiffeq has no {name!r}; {suggest(name, SOLVERS)}")
+    base = TorchdiffeqAdaptive if issubclass(solver, RKAdaptiveStepsizeODESolver) else TorchdiffeqFixed
+    body = {
+        "name": f"torchdiffeq:{name}",
+        "solver": solver,
+        "order": solver.order,
+        "__doc__": base.__doc__,
+        "__module__": __name__,
+    }
+    return dataclass(frozen=True)(type(f"Torchdiffeq_{name}", (base,), body))

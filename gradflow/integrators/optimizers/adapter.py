@@ -10,7 +10,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -20,9 +19,10 @@ from torch.optim import Optimizer, lr_scheduler
 
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
-from gradflow.flows.field import Flow, Point
+from gradflow.flows import Point
+from gradflow.flows.base import Needs
 from gradflow.integrators.base import Integrator, StepResult
-from gradflow.integrators.step_size.rules import FixedStep, Nominal, StepRule
+from gradflow.integrators.step_size import FixedStep, StepSize
 from gradflow.loss import LossFunction
 from gradflow.loss.source import as_flat
 
@@ -157,6 +157,7 @@ class TorchOptimizer(Integrator):
     optimizer: ClassVar[type[Optimizer]]
     order: ClassVar[int] = 1
     discrete: ClassVar[bool] = True
+    needs: ClassVar[Needs | None] = None
     family: ClassVar[str | None] = "torch.optim"
 
     def __post_init__(self) -> None:
@@ -221,11 +222,11 @@ class TorchOptimizer(Integrator):
         return "sum of learning rates"
 
     @property
-    def step_rule(self) -> StepRule:
+    def step_rule(self) -> StepSize:
         """Every step is the learning rate, times what turns that into time."""
         lr = getattr(self, "lr", None)
         h = self.time_per_lr * float(1.0 if lr is None else lr)
-        return FixedStep(h) if self.scheduler is None and h > 0 else Nominal(h)
+        return FixedStep(h, exact=self.scheduler is None and h > 0)
 
     @property
     def stochastic(self) -> bool:
@@ -247,21 +248,21 @@ class TorchOptimizer(Integrator):
 
     def init(self, point: Point) -> Memory:
         """Return an optimiser that has taken no step."""
-        source = point.flow.loss.source
+        source = point.field.loss.source
         parameters = [nn.Parameter(leaf) for leaf in source.leaves(point.theta.clone())]
         bench = self._bench(source.names, parameters)
         return Memory(bench, 0, bench.save())
 
     def step(self, point: Point, h: float, state: Memory) -> StepResult:
         """Let the optimiser take a step from θ, on a copy of it."""
-        bench, leaves = state.bench, point.flow.loss.source.leaves
+        bench, leaves = state.bench, point.field.loss.source.leaves
         bench.load(state.saved)
         bench.place(leaves(point.theta.clone()))
         lr = bench.lr
         batch = self._batch(point, state.n_steps)
         value = self._update(bench, batch, leaves)
         saw = (state.epoch_loss[0] + value, state.epoch_loss[1] + 1)
-        ends_epoch = (state.n_steps + 1) % self._steps_per_epoch(point.flow.loss) == 0
+        ends_epoch = (state.n_steps + 1) % self._steps_per_epoch(point.field.loss) == 0
         if bench.scheduler is not None and (self.scheduler_every == "step" or ends_epoch):
             _advance(bench.scheduler, value if self.scheduler_every == "step" else saw[0] / saw[1])
         memory = Memory(bench, state.n_steps + 1, bench.save(), (0.0, 0) if ends_epoch else saw)
@@ -307,13 +308,13 @@ class TorchOptimizer(Integrator):
             step()
         return float(value)
 
-    def portable(self, state: Memory) -> dict[str, Any]:
+    def state_dict(self, state: Memory) -> dict[str, Any]:
         """Return what optimiser and scheduler remember."""
         return {"n_steps": state.n_steps, "epoch_loss": state.epoch_loss, "saved": state.saved}
 
-    def restore(self, portable: dict[str, Any], point: Point) -> Memory:
+    def load_state(self, saved: dict[str, Any], point: Point) -> Memory:
         """Make the optimiser anew, and give it back what it remembered."""
-        return dataclasses.replace(self.init(point), **portable)
+        return dataclasses.replace(self.init(point), **saved)
 
     # ------------------------------------------------------------------ mini-batches
 
@@ -323,8 +324,8 @@ class TorchOptimizer(Integrator):
     def _batch(self, point: Point, n: int) -> Batch:
         """Return the loss that step n sees: a function of the seed and n alone."""
         if self.batch_size is None:
-            return Batch(point.flow, point)
-        loss, N = point.flow.loss, point.flow.loss.n_samples or 1
+            return Batch(point)
+        loss, N = point.field.loss, point.field.loss.n_samples or 1
         size = min(self.batch_size, N)
         if self.sample == "replacement":
             rows = _generator(self.sample_seed, n).integers(0, N, size)
@@ -334,8 +335,8 @@ class TorchOptimizer(Integrator):
             if self.sample == "shuffle":
                 rows = _generator(self.sample_seed, epoch).permutation(N)
             rows = rows[i * size : (i + 1) * size]
-        part = Flow(loss.minibatch(torch.from_numpy(rows)))
-        return Batch(part, part.at(point.theta), counted=(point.flow, len(rows)))
+        part = point.field.part(loss.minibatch(torch.from_numpy(rows)), len(rows))
+        return Batch(part.at(point.theta))
 
     def preconditioner(self, state: Memory) -> Tensor | None:
         """Return the diagonal of P, shape (P,), with which the update is P⁻¹ times a (momentum of the) gradient.
@@ -351,46 +352,26 @@ class Batch:
 
     Parameters
     ----------
-    flow : Flow
     point : Point
-        Of that flow.
-    counted : (Flow, int), optional
-        The run's flow, which counts the samples of each evaluation.
+        Of the run's field, or of that of the mini-batch.
     """
 
-    def __init__(self, flow: Flow, point: Point, counted: tuple[Flow, int] | None = None) -> None:
-        self._flow = flow
+    def __init__(self, point: Point) -> None:
         self._point = point
-        self._counted = counted
-
-    @cached_property
-    def _known(self) -> tuple[Tensor, Tensor]:
-        if self._counted is None:
-            return self._point.value, self._point.gradient
-        return self.evaluate(self._point.theta)
+        self.evaluate = point.field.evaluate
 
     @property
     def value(self) -> Tensor:
         """The loss at the start, shape ()."""
-        return self._known[0]
+        return self._point.value
 
     @property
     def gradient(self) -> Tensor:
         """Its gradient, shape (P,)."""
-        return self._known[1]
-
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Return loss and gradient elsewhere."""
-        if self._counted is not None:
-            self._counted[0].count_samples(self._counted[1], gradients=True)
-        return self._flow.evaluate(theta)
+        return self._point.gradient
 
     def hvp(self, vector: Tensor) -> Tensor:
         """Multiply a vector, shape (P,), by the Hessian at the start."""
-        if self._counted is None:
-            self._flow.cost.n_hvps += 1
-        else:
-            self._counted[0].count_samples(self._counted[1], gradients=False)
         return self._point.linearization.hvp(vector)
 
 

@@ -18,7 +18,7 @@ from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator
 from gradflow.integrators.optimizers.adapter import Memory, TorchOptimizer
-from gradflow.integrators.step_size.rules import FixedStep
+from gradflow.integrators.step_size import FixedStep
 from gradflow.optim import ESGD, ElraOptimizer
 
 #: Arguments of optimisers that don't say what is computed, or that would climb.
@@ -241,7 +241,7 @@ class _ESGD(_Preconditioned):
 class _ELRA(TorchOptimizer):
     """Finds its own step lengths, and goes back from a step to a loss that isn't finite, which ends other methods."""
 
-    recovers: ClassVar[bool] = True
+    allows_nonfinite: ClassVar[bool] = True
 
     @property
     def time_definition(self) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradflow.integrators.base import StepUnderflow
 from gradflow.integrators.phi.functions import phi
 from gradflow.spectrum import Eigenpairs, SymmetricOperator
+from gradflow.status import NumericalFailure, Status
 
 #: Residual below which a Ritz pair is called converged.
 _RITZ_TOL = 1e-2
@@ -42,15 +42,7 @@ class Term:
 
 
 class PhiSpace(Protocol):
-    """A space in which h φₖ(−hH) b is computed; vectors are known by their coordinates in it.
-
-    Attributes
-    ----------
-    n_hvp : int
-        Hessian–vector products so far.
-    """
-
-    n_hvp: int
+    """A space in which h φₖ(−hH) b is computed; vectors are known by their coordinates in it."""
 
     def coordinates(self, vector: Tensor) -> np.ndarray:
         """Take a vector, shape (P,), into the space."""
@@ -117,7 +109,6 @@ class KrylovSpace:
 
     def __init__(self, operator: SymmetricOperator, capacity: int) -> None:
         P = operator.shape[0]
-        self.n_hvp = 0
         self._operator = operator
         self._capacity = min(capacity, P)
         self._Q = torch.empty(self._capacity + 1, P, dtype=operator.dtype, device=operator.device)
@@ -127,14 +118,18 @@ class KrylovSpace:
         self._B: list[int] = []
         self._ritz: tuple[np.ndarray, np.ndarray] | None = None
 
+    @property
+    def n_hvp(self) -> int:
+        """Number of vectors that have been multiplied."""
+        return len(self._A)
+
     def multiply(self, i: int) -> None:
         """Multiply candidate i by H."""
-        self.n_hvp += 1
         self._B.remove(i)
         self._A.append(i)
         self._T[:, i] = self.coordinates(self._operator @ self._Q[i])
         if not np.isfinite(self._T[:, i]).all():
-            raise StepUnderflow(_NOT_FINITE)
+            raise NumericalFailure(Status.STEP_UNDERFLOW, _NOT_FINITE)
         self._ritz = None
 
     def coordinates(self, vector: Tensor) -> np.ndarray:
@@ -248,11 +243,10 @@ class DenseSpace:
 
     def __init__(self, operator: SymmetricOperator) -> None:
         P = operator.shape[0]
-        self.n_hvp = P
         self._like = torch.empty(0, dtype=operator.dtype, device=operator.device)
         H = _to_numpy(operator @ torch.eye(P).to(self._like))
         if not np.isfinite(H).all():
-            raise StepUnderflow(_NOT_FINITE)
+            raise NumericalFailure(Status.STEP_UNDERFLOW, _NOT_FINITE)
         λ, V = torch.linalg.eigh(torch.from_numpy(0.5 * (H + H.T)))
         self._λ, self._V = λ.numpy(), V.numpy()
 

@@ -30,13 +30,10 @@ class Search:
         An eigenvector has no part in the gradient, but for rounding errors.
     lowest : float
         An upper bound of the smallest eigenvalue.
-    n_hvp : int
-        Hessian–vector products that it took.
     """
 
     unseen: bool
     lowest: float
-    n_hvp: int
 
 
 def search(operator: SymmetricOperator, gradient: Tensor) -> Search:
@@ -64,4 +61,4 @@ def search(operator: SymmetricOperator, gradient: Tensor) -> Search:
     λ, scale = pairs.values.abs(), pairs.scale
     telling = (pairs.residuals * scale <= _CONVERGED * λ) & (λ > _SMALL * scale)
     nothing = max(_NOTHING, _ROUNDING * torch.finfo(gradient.dtype).eps)
-    return Search(bool((telling & (parts.cpu() <= nothing)).any()), lowest, space.n_hvp)
+    return Search(bool((telling & (parts.cpu() <= nothing)).any()), lowest)

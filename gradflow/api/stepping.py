@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
-from gradflow.api.arguments import initial_theta, make_method
+from gradflow.api.arguments import initial_theta, make_dynamics
 from gradflow.driver import NumericalFailure, Stepper, StepReport
 from gradflow.errors import IntegrationError
-from gradflow.integrators import Flow, Integrator
-from gradflow.loss import Loss, LossFunction, as_loss
+from gradflow.flows import Field
+from gradflow.flows.registry import FlowLike
+from gradflow.integrators import Integrator
+from gradflow.integrators.registry import MethodLike
+from gradflow.loss import Loss, as_loss
 
 
 class Solver:
@@ -27,7 +29,7 @@ class Solver:
     def __init__(
         self,
         integrator: Integrator,
-        loss: LossFunction,
+        field: Field,
         theta: Tensor,
         *,
         gradient: bool,
@@ -35,7 +37,7 @@ class Solver:
         strict: bool,
     ) -> None:
         self.integrator = integrator
-        self._stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
+        self._stepper = Stepper(integrator, field, theta)
         self._gradient = gradient
         self._eigenvectors = eigenvectors
         self._stepper.error_if_unstable = strict
@@ -81,13 +83,15 @@ class Solver:
 
 
 def solver(
-    method: str | Integrator | type[Optimizer],
+    method: MethodLike,
     loss: Loss,
     params: Tensor | None = None,
     *,
+    flow: FlowLike = "gradient",
     report_gradient: bool = False,
     report_eigenvectors: bool = False,
     error_if_unstable: bool = False,
+    flow_options: Mapping[str, Any] | None = None,
     method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> Solver:
@@ -99,14 +103,17 @@ def solver(
     loss : LossFunction or callable
     params : Tensor, shape (P,), optional
         θ₀, never changed. Default: the net's present weights.
+    flow : str, Flow or callable, default "gradient"
+        What is followed, as in :func:`gradflow.integrate`.
     report_gradient, report_eigenvectors : bool, default False
         Put the gradient before the step, and the eigenvectors that it used, into the reports.
     error_if_unstable : bool, default False
         Raise when a step raises the loss, which stays at the state before it: a flow can't raise it, and
         gradient descent does where λ₁ is above 2/η.
-    method_options : mapping, optional
+    flow_options, method_options : mapping, optional
+        Options of flow and method, where both have one of that name.
     **options
-        Options of the method.
+        Options of flow and method.
 
     Returns
     -------
@@ -122,10 +129,11 @@ def solver(
     """
     loss = as_loss(loss)
     theta = initial_theta(loss, params)
-    integrator = make_method(method, method_options, options, loss)
+    made, integrator = make_dynamics(flow, method, flow_options, method_options, options, loss)
+    field = Field(loss, made, keep_graph=integrator.keep_graph)
     return Solver(
         integrator,
-        loss,
+        field,
         theta,
         gradient=report_gradient,
         eigenvectors=report_eigenvectors,

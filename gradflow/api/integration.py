@@ -22,8 +22,8 @@ from gradflow.api.arguments import (
     check_measurements,
     initial_theta,
     make_cadences,
+    make_dynamics,
     make_ends,
-    make_method,
 )
 from gradflow.api.assembly import (
     Recorder,
@@ -38,7 +38,9 @@ from gradflow.api.resume import check_first_loss, data_attributes, identity_of, 
 from gradflow.checks import check_number
 from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
-from gradflow.integrators import Flow, Integrator
+from gradflow.flows import Field
+from gradflow.flows.registry import FlowLike
+from gradflow.integrators.registry import MethodLike
 from gradflow.loss import Loss, LossFunction, as_loss
 from gradflow.observe import Observers, RandomProjection
 from gradflow.plain import from_plain
@@ -49,7 +51,8 @@ def integrate(
     loss: Loss,
     params: Tensor | None = None,
     *,
-    method: str | Integrator | type[torch.optim.Optimizer],
+    flow: FlowLike = "gradient",
+    method: MethodLike = "auto",
     t_max: float | None = None,
     save_every: Every | None = None,
     save_at: Sequence[float] | None = None,
@@ -77,6 +80,7 @@ def integrate(
     progress: bool | None = None,
     callback: Callable[[StepReport], Any] | None = None,
     on_failure: str = "return",
+    flow_options: Mapping[str, Any] | None = None,
     method_options: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> xr.Dataset:
@@ -88,7 +92,11 @@ def integrate(
         What to descend; a callable takes flat θ, shape (P,), and returns a scalar.
     params : Tensor, shape (P,), optional
         θ₀. Default: the net's present weights; must be given for a callable. Never changed.
-    method : str, Integrator, or class of optimisers
+    flow : str, Flow or callable, default "gradient"
+        What is followed: the name of a flow (``gradflow.flows.FLOWS``), a :class:`gradflow.Flow`, or a function of the
+        point that gives dθ/dt, shape (P,): ``lambda point: -point.gradient - 0.1 * point.theta``. Optimisers follow
+        none.
+    method : str, Integrator, or class of optimisers, default "auto"
         Name of a method (see the table in the README), an integrator, or a class with the interface of
         ``torch.optim.Optimizer``, whose options are keywords.
     t_max : float, optional
@@ -152,10 +160,10 @@ def integrate(
         Gets the report of every step; a true value stops the run.
     on_failure : {"return", "raise"}, default "return"
         What a numerical ending becomes: a warning and the record so far, or an IntegrationError with it.
-    method_options : mapping, optional
-        Options of the method, where a name collides with one above.
+    flow_options, method_options : mapping, optional
+        Options of flow and method, where a name collides with one above or with one of the other.
     **options
-        Options of the method.
+        Options of flow and method.
 
     Returns
     -------
@@ -188,7 +196,9 @@ def integrate(
     """
     loss = as_loss(loss)
     theta = initial_theta(loss, params)
-    integrator = make_method(method, method_options, options, loss, inspect.signature(integrate).parameters)
+    made, integrator = make_dynamics(
+        flow, method, flow_options, method_options, options, loss, inspect.signature(integrate).parameters
+    )
     check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
     if loss.kinks and not integrator.discrete:
         warnings.warn(
@@ -226,6 +236,8 @@ def integrate(
     out, there = where_to_record(out, resume, overwrite=overwrite)
 
     config = {
+        "flow": made.name,
+        "flow_options": made.settings(),
         "method": integrator.name,
         "options": integrator.settings(),
         "loss": loss.describe(),
@@ -245,7 +257,7 @@ def integrate(
     }
     projection = RandomProjection(n_projections, theta.numel(), projection_seed) if n_projections else None
     identity = identity_of(config, loss, test, theta)
-    own = run_attributes(integrator, theta, projection) | data_attributes(identity)
+    own = run_attributes(made, integrator, theta, projection) | data_attributes(identity)
     attrs = check_attributes(provenance(config) | own)
     if there == "ended" and out is not None:
         dataset = open_ended(out, identity, loss, theta.device)
@@ -253,9 +265,9 @@ def integrate(
         _report_failure(dataset, float(end.time), int(end.step), float(end.train_loss), out, on_failure)
         return dataset
 
-    stepper = Stepper(integrator, Flow(loss, keep_graph=integrator.keep_graph), theta)
+    stepper = Stepper(integrator, Field(loss, made, keep_graph=integrator.keep_graph), theta)
     groups = {*cadences} | ({"effective"} if n_eigs and integrator.preconditions else set())
-    observers = make_observers(loss, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
+    observers = make_observers(loss, made, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
     record = make_record(
         out, theta, groups, n_eigs, grid, n_projections, attrs, identity, overwrite, there == "unfinished", auto,
         sync_every, checkpoint_every,

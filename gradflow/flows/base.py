@@ -1,0 +1,123 @@
+"""The contract of a flow."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from torch import Tensor
+
+from gradflow.loss import LossFunction
+from gradflow.spectrum import Eigenpairs, SymmetricOperator
+from gradflow.variable import Variable
+
+if TYPE_CHECKING:
+    from gradflow.flows.point import Point
+
+#: What a method may need of a flow, each more than the one before.
+Needs = Literal["velocity", "jacobian", "symmetric jacobian"]
+
+
+@dataclass(frozen=True)
+class Flow(ABC):
+    """An ordinary differential equation dz/dt = f(z) on a flat state z that contains θ.
+
+    To write one:
+
+    1. A frozen dataclass; its fields are its options.
+    2. :attr:`name`, for the record.
+    3. :meth:`velocity`: f at a point. Integrators see that and :meth:`jacobian`, and nothing else.
+    4. :meth:`jacobian`, ∂f/∂z, for stiff methods; with ``symmetric = True`` if it is symmetric, which the
+       exponential methods need.
+    5. ``raises_loss = False`` if the loss can't rise along it: a step that raises it is then rejected.
+    6. Where z is more than θ: :meth:`initial` and :meth:`theta`.
+    7. ``variables`` and :meth:`measure`, for what it adds to a record.
+
+    Pass an instance: ``gradflow.integrate(loss, flow=MyFlow(…))``. Nothing has to be registered.
+
+    Attributes
+    ----------
+    name : str
+    symmetric : bool
+        The Jacobian is symmetric.
+    raises_loss : bool
+        The loss may rise along the flow.
+    third_derivatives : bool
+        It takes third derivatives of the loss, whose number is recorded as ``n_third``.
+    variables : mapping of str to Variable
+        What :meth:`measure` gives, by name.
+
+    Examples
+    --------
+    Gradient flow with weight decay:
+
+    >>> import torch, gradflow
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Decay(gradflow.Flow):
+    ...     strength: float
+    ...     name = "weight decay"
+    ...     symmetric = True
+    ...
+    ...     def velocity(self, point):
+    ...         return -(point.gradient + self.strength * point.theta)
+    ...
+    ...     def jacobian(self, point):
+    ...         return point.operator(lambda v: -(point.hvp(v) + self.strength * v))
+    >>> bowl = lambda x: 0.5 * (x**2).sum()
+    >>> run = gradflow.integrate(bowl, torch.ones(2), flow=Decay(1.0), method="exprb43", t_max=1.0)
+    >>> run.params.values.round(4)  # e^(-2)
+    array([0.1353, 0.1353], dtype=float32)
+    """
+
+    name: ClassVar[str]
+    symmetric: ClassVar[bool] = False
+    raises_loss: ClassVar[bool] = True
+    third_derivatives: ClassVar[bool] = False
+    variables: ClassVar[Mapping[str, Variable]] = {}
+
+    def resolve(self, loss: LossFunction) -> Self:
+        """Fill in the options whose defaults depend on the loss; raise where that can't be done."""
+        return self
+
+    def initial(self, theta: Tensor) -> Tensor:
+        """Return z at the start, flat, on θ's device and in its dtype."""
+        return theta
+
+    def theta(self, z: Tensor) -> Tensor:
+        """Return θ, shape (P,), of a state z."""
+        return z
+
+    @abstractmethod
+    def velocity(self, point: Point) -> Tensor:
+        """Return f(z), of z's shape."""
+
+    def jacobian(self, point: Point) -> SymmetricOperator | None:
+        """Return ∂f/∂z as an operator that ``@`` multiplies vectors by, or a matrix; None where there is none."""
+        return None
+
+    def rates(self, point: Point, k: int, tol: float) -> Eigenpairs:
+        """Return the k largest eigenvalues of −∂f/∂z, which bound the steps of explicit methods.
+
+        The largest first, to a residual of `tol`. Without a symmetric Jacobian there is one, the largest in absolute
+        value: an upper bound of the rates.
+        """
+        return point.field.rates(point, k, tol)
+
+    def measure(self, point: Point) -> dict[str, Any]:
+        """Return the values of :attr:`variables` at a point."""
+        return {}
+
+    @property
+    def gives(self) -> Needs:
+        """What methods may ask of it."""
+        if type(self).jacobian is Flow.jacobian:
+            return "velocity"
+        return "symmetric jacobian" if self.symmetric else "jacobian"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options by name, as resolved."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}

@@ -1,0 +1,155 @@
+"""A point of a flow, with what is known there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from gradflow.loss import Linearization
+from gradflow.spectrum import Eigenpairs, Operator, SymmetricOperator
+
+if TYPE_CHECKING:
+    from gradflow.flows.field import Field
+
+T = TypeVar("T")
+
+
+class Point:
+    """A state z of a flow, at which each quantity is computed when it is first asked for, once.
+
+    Attributes
+    ----------
+    field : Field
+        What evaluates, and counts.
+    z : Tensor
+        The state, flat; never written. For most flows it is θ.
+    """
+
+    def __init__(self, field: Field, z: Tensor, *, keep_graph: bool) -> None:
+        self.field = field
+        self.z = z
+        self._keep_graph = keep_graph
+        self._known: tuple[Tensor, Tensor] | None = None
+        self._pairs: tuple[float, Eigenpairs] | None = None
+        self._rates: tuple[int, float, Eigenpairs] | None = None
+        self._work: dict[Hashable, Any] = {}
+
+    @property
+    def flow(self) -> Field:
+        """The field, by its former name."""
+        return self.field
+
+    # ------------------------------------------------------------------ the loss
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """θ, shape (P,)."""
+        return self.field.flow.theta(self.z)
+
+    @property
+    def known_value(self) -> tuple[Tensor, Tensor] | None:
+        """Loss and gradient if they have been computed."""
+        return self._known
+
+    @property
+    def known_linearization(self) -> Linearization | None:
+        """The linearization if it has been computed."""
+        return self.__dict__.get("linearization")
+
+    def _value_and_gradient(self) -> tuple[Tensor, Tensor]:
+        if self._known is None:
+            if self._keep_graph or self.known_linearization is not None:
+                self._known = self.linearization.value, self.linearization.gradient
+            else:
+                self._known = self.field.evaluate(self.theta)
+        return self._known
+
+    @cached_property
+    def linearization(self) -> Linearization:
+        """Value, gradient and Hessian–vector products at θ; costs a gradient."""
+        return self.field.linearize(self.theta)
+
+    @property
+    def value(self) -> Tensor:
+        """L(θ), shape ()."""
+        return self._value_and_gradient()[0]
+
+    @cached_property
+    def loss(self) -> float:
+        """L(θ)."""
+        return float(self.value)
+
+    @property
+    def gradient(self) -> Tensor:
+        """∇L(θ), shape (P,)."""
+        return self._value_and_gradient()[1]
+
+    def hvp(self, vectors: Tensor) -> Tensor:
+        """Multiply vectors, shape (P,) or (P, k), by the Hessian of the loss."""
+        return self.linearization.hvp(vectors)
+
+    def top(self, k: int, *, tol: float = 1e-3) -> Eigenpairs:
+        """Compute the top k eigenpairs of the Hessian at θ by the run's spectrum service, once.
+
+        Pairs that missed the tolerance stay as they are, flagged: a step uses those that it was sized with.
+        """
+        if self._pairs is not None and self._pairs[0] <= tol and len(self._pairs[1]) >= k:
+            return self._pairs[1].first(k)
+        pairs = self.field.spectrum.top(k, self.linearization, tol=tol)
+        self._pairs = (tol, pairs)
+        return pairs
+
+    # ------------------------------------------------------------------ the flow
+
+    @cached_property
+    def velocity(self) -> Tensor:
+        """dz/dt, of z's shape."""
+        return self.field.flow.velocity(self)
+
+    @cached_property
+    def jacobian(self) -> SymmetricOperator | None:
+        """∂f/∂z as an operator; None where the flow gives none."""
+        return self.field.flow.jacobian(self)
+
+    def rates(self, k: int, *, tol: float) -> Eigenpairs:
+        """Compute the k largest rates of the flow, the eigenvalues of −∂f/∂z, once."""
+        if self._rates is not None and self._rates[0] >= k and self._rates[1] <= tol:
+            return self._rates[2].first(k)
+        pairs = self.field.flow.rates(self, k, tol)
+        self._rates = k, tol, pairs
+        return pairs
+
+    def operator(self, multiply: Callable[[Tensor], Tensor]) -> Operator:
+        """Make an operator on states of a function that multiplies vectors, of shape (P,) or (P, k)."""
+        return Operator(multiply, self.z)
+
+    @cached_property
+    def is_finite(self) -> bool:
+        """Whether loss and velocity are."""
+        return math.isfinite(self.loss) and all_finite(self.velocity)
+
+    # ------------------------------------------------------------------ what methods keep here
+
+    def work(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what a method has computed at this point under a key; compute it the first time.
+
+        All attempts at a step from here share it, and it goes with the point.
+        """
+        if key not in self._work:
+            self._work[key] = make()
+        found: T = self._work[key]
+        return found
+
+    def redo(self, key: Hashable, value: Any) -> None:
+        """Put a value in the place of what :meth:`work` keeps."""
+        self._work[key] = value
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no entry is infinite or NaN. A finite sum says so in one pass; another one may have overflowed."""
+    return math.isfinite(float(tensor.sum())) or bool(torch.isfinite(tensor).all())
