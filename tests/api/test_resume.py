@@ -486,7 +486,9 @@ def test_a_class_that_is_not_known_is_named_and_nothing_is_lost(dead):
         assert files(path) == before
 
 
-@pytest.mark.parametrize("where", ["gradflow.api.integration.from_plain", "gradflow.api.integration.Schedule"])
+@pytest.mark.parametrize(
+    "where", ["gradflow.api.integration.from_plain", "gradflow.api.integration.Schedule"]
+)
 def test_an_error_before_the_first_step_frees_the_lock(where, dead, monkeypatch):
     path, train, theta, kwargs = dead
     before = files(path)
