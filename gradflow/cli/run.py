@@ -116,7 +116,7 @@ def run(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
         )
         of_named = {name: chosen.pop(name) for name in _OF_NAMED}
         of_named["dtype"] = _DTYPES[of_named["dtype"]]
-        if len(words) == 1:
+        if len(words) == 1 and ":" in words[0]:
             _refuse_options_of_named(ctx, words[0])
         train, test_loss, params = problem.load(words, seed, of_named)
         if out_dir is not None:
