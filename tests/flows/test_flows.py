@@ -108,7 +108,9 @@ def test_a_class_with_a_jacobian_is_one_for_stiff_methods(method):
 
 
 def test_expeuler_follows_a_quadratic_flow_exactly():
-    bowl = lambda x: 0.5 * (torch.tensor([1.0, 50.0], dtype=double) * x**2).sum()
+    def bowl(x):
+        return 0.5 * (torch.tensor([1.0, 50.0], dtype=double) * x**2).sum()
+
     run = gradflow.integrate(
         bowl, torch.ones(2, dtype=double), flow=WeightDecay(0.5), method="expeuler", stiff_dim=2, t_max=1.0
     )
@@ -141,7 +143,7 @@ def test_optimisers_follow_no_flow():
         ("modfied", {}, UnknownNameError, "No flow 'modfied'; did you mean 'modified'"),
         ("modified", {}, InvalidTypeError, "Flow 'modified' needs lr: pass lr=…"),
         ("modified", {"lr": -1.0}, InvalidInputError, "Expected lr > 0, got -1.0."),
-        ("modified", {"flow_options": {"lr": 1.0, "eta": 2}}, UnknownOptionError, "Flow 'modified' has no option 'eta'"),
+        ("modified", {"flow_options": {"lr": 1.0, "eta": 2}}, UnknownOptionError, "Flow 'modified' has no option"),
         ("modified", {"lr": 1.0, "flow_options": {"lr": 1.0}}, UnknownOptionError,
          "Options given twice, as keywords and in flow_options: lr."),
         (ModifiedFlow, {}, InvalidTypeError, "Expected a flow as an instance, got the class: ModifiedFlow(…)."),
