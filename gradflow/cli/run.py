@@ -88,7 +88,7 @@ _OF_NAMED = ("dtype", "device", "batch_size", "data")
 )
 @click.pass_context
 def run(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
-    r"""Run a method on a PROBLEM and record it.
+    """Run a method on a PROBLEM and record it.
 
     PROBLEM is DATASET NET CRITERION, or MODULE:FUNCTION, a function of your own that returns a loss, (loss, test) or
     (loss, test, θ₀). Two examples:
@@ -105,7 +105,7 @@ def run(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
 
     With --method NAME, this help ends with the options of that method. The flags of gd.py and flow.py (Cohen et al.
     2021) are understood as well, with their defaults and underscores.
-    """
+    """  # noqa: D301
     chosen = edge_of_stability.translate(given)
     try:
         method, flow = check_method(chosen.pop("method")), chosen.pop("flow")

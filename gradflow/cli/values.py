@@ -148,6 +148,7 @@ def type_of(hint: Any) -> click.ParamType[Any]:
         (os.PathLike in origins, click.Path(path_type=Path)),
         (Mapping in origins, SETTINGS),
         (tuple in origins, NUMBERS),
+        (str in kinds and float in kinds, click.STRING),  # a number as text
         (float in kinds, click.FLOAT),
         (int in kinds, click.INT),
         (str in kinds, click.STRING),

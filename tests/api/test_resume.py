@@ -389,7 +389,7 @@ def test_checkpoints_run_no_code(tmp_path, capsys):
 
     # torch's protocol: of others it warns, before it looks at what they hold
     for payload in (pickle.dumps(Evil(), protocol=2), pickle.dumps({"run": Evil()}, protocol=2)):
-        head = b"gradflow checkpoint 1\n" + hashlib.sha256(payload).digest()
+        head = b"gradflow checkpoint 2\n" + hashlib.sha256(payload).digest()
         (tmp_path / "c.pt").write_bytes(head + payload)
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
             read_checkpoint(tmp_path / "c.pt")
