@@ -21,7 +21,7 @@ from gradflow.integrators import (
     Nesterov,
     Polyak,
 )
-from gradflow.loss import HalfSquaredError, LossFunction
+from gradflow.loss import HalfSquaredError, LossFunction, penalty
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
 
@@ -41,6 +41,7 @@ __all__ = [
     "steps",
     # parts
     "LossFunction",
+    "penalty",
     "HalfSquaredError",
     "SpectrumService",
     "Eigenpairs",

@@ -78,7 +78,7 @@ class Flow:
 
     def is_of(self, loss: LossFunction) -> bool:
         """Whether this is the flow of a loss, and not of a part of its data."""
-        return self.loss.source is loss.source
+        return self.loss is loss
 
     def linearize_again(self, point: Point) -> Linearization:
         """Linearize at another flow's point; what that knows already is taken over if its loss is the same."""

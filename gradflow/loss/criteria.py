@@ -127,7 +127,7 @@ def resolve_reduction(criterion: Callable[..., Any], value: Tensor, n_samples: i
                 'A criterion with reduction="sum" is divided by the number of samples, so that the loss is a '
                 'mean over samples. Use reduction="mean" or "none" to say so yourself.',
                 ConventionWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             return "sum"
         return "mean"

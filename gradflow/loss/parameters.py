@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -123,3 +124,8 @@ def aligned(part: Tensor) -> Tensor:
     """Copy a part of a vector, or of several in rows, where ``torch.view_as_complex`` wouldn't take it as it lies."""
     even = part.storage_offset() % 2 == 0 and (part.is_contiguous() or part.stride(0) % 2 == 0)
     return part if even else part.clone(memory_format=torch.contiguous_format)
+
+
+def as_flat(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors into one of shape (P,)."""
+    return torch.cat([part.reshape(-1) for part in parts])

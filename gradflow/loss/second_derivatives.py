@@ -1,4 +1,4 @@
-"""Whether the second derivatives of a loss can be had by differentiating its gradient."""
+"""Whether the second and third derivatives of a loss can be had by differentiating its gradient."""
 
 from __future__ import annotations
 
@@ -16,20 +16,26 @@ _NEVER_MIND = "Losses, gradients and the methods that take nothing else go on wo
 
 
 class SecondDerivatives:
-    """What is known of a loss's products with its Hessian.
+    """What is known of a loss's products with its Hessian, and with third derivatives.
 
     Attributes
     ----------
     wrong : str or None
         Why products with the Hessian would be wrong; None as far as is known.
+    wrong_third : str or None
+        The same for third derivatives.
+    third_is_checked : bool
+        Third derivatives have been set against differences, or aren't to be.
     functions : list of str
         The subclasses of ``torch.autograd.Function`` that were seen.
     """
 
     def __init__(self) -> None:
         self.wrong: str | None = None
+        self.wrong_third: str | None = None
+        self.third_is_checked = False
         self.functions: list[str] = []
-        self._seen = False
+        self._seen = self._seen_third = False
 
     def look(self, value: Tensor, gradient: Sequence[Tensor]) -> None:
         """Search the graph of a gradient, once, for operations that can't be differentiated again.
@@ -48,6 +54,23 @@ class SecondDerivatives:
         """Raise what is known to be wrong."""
         if self.wrong is not None:
             raise InexactDerivativeError(self.wrong)
+
+    def look_third(self, product: Tensor) -> None:
+        """Search the graph of a product H·u, once, as :meth:`look` does with that of a gradient."""
+        if not self._seen_third:
+            self._seen_third = True
+            if "torch::autograd::Error" in {node.name() for node in graph_nodes([product])}:
+                self.wrong_third = (
+                    "There are no third derivatives: H·u comes from an operation whose second derivative can't be "
+                    "differentiated (once_differentiable). Use an implementation in plain torch. Gradients and H·v "
+                    "go on working."
+                )
+        self.demand_third()
+
+    def demand_third(self) -> None:
+        """Raise what is known to be wrong with third derivatives."""
+        if self.wrong_third is not None:
+            raise InexactDerivativeError(self.wrong_third)
 
 
 def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> str | None:
