@@ -29,7 +29,7 @@ class Tally:
         if self._counts is None:
             return torch.tensor(torch.nan, dtype=torch.float64, device="cpu")
         right, counted = self._counts.double()
-        return right / counted
+        return torch.where(counted > 0, right / counted, torch.nan)
 
 
 def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> Tensor:

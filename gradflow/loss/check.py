@@ -133,7 +133,7 @@ def examine_third(few: LossFunction, theta: Tensor) -> str | None:
     """Return why the third derivatives of a loss on a few samples are wrong near θ; None as far as is known."""
     try:
         dtype, casts = list(_watched(few, theta.detach()).items())[-1]
-        if _too_large(theta.to(dtype), few) or casts.eps > _TOO_COARSE:
+        if casts.eps > _TOO_COARSE:
             return None
         reading = measure_third(few, theta.to(dtype), casts.eps)
     except Exception:  # outside of the loss's domain, say; what isn't there is found when it is asked for
@@ -164,12 +164,6 @@ def _watched(few: LossFunction, theta: Tensor) -> dict[torch.dtype, Casts]:
         else:
             seen[dtype] = casts
     return seen
-
-
-def _too_large(theta: Tensor, few: LossFunction) -> bool:
-    return (
-        few.memory_budget is not None and _VECTORS * theta.numel() * theta.element_size() > few.memory_budget
-    )
 
 
 def _dtypes(theta: Tensor, network: NetworkLoss | None) -> list[torch.dtype]:
@@ -316,8 +310,8 @@ def _couples(net: nn.Module) -> list[str]:
 
 def _derivatives(few: LossFunction, theta: Tensor, eps: float) -> list[Finding]:
     why = ""
-    if _too_large(theta, few):
-        n_bytes = _VECTORS * theta.numel() * theta.element_size()
+    n_bytes = _VECTORS * theta.numel() * theta.element_size()
+    if few.memory_budget is not None and n_bytes > few.memory_budget:
         why = f"Not looked at: differences would take {n_bytes / 1e9:.2g} GB, more than the memory budget."
     elif eps > _TOO_COARSE:
         why = "Not looked at: the loss is too coarse for differences."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradflow.errors import ConventionWarning, CriterionError
+from gradflow.errors import ConventionWarning, CriterionError, InvalidTypeError
 
 Reduction = Literal["mean", "none", "sum"]
 Weighting = Literal["items", "counted", "rows", "elements"]
@@ -109,6 +109,16 @@ class ChunkedCriterion:
             return evaluate(output, target).sum() / total
         value = evaluate(output, target).reshape(())
         return value if d == total else value * (d / total)
+
+
+def check_criterion(criterion: object) -> None:
+    """Refuse what isn't a criterion."""
+    if isinstance(criterion, type):
+        raise InvalidTypeError(f"Expected an instance as criterion, got the class: {criterion.__name__}().")
+    if not callable(criterion):
+        raise InvalidTypeError(
+            f"Expected criterion to be a callable (output, target) -> loss, got {type(criterion).__name__}."
+        )
 
 
 def resolve_reduction(criterion: Callable[..., Any], value: Tensor, n_samples: int) -> Reduction:

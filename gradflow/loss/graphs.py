@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import CheckpointError
 
 from gradflow.collective import reduce
 from gradflow.errors import CriterionError, InexactDerivativeError
 from gradflow.loss.accuracy import Tally
 from gradflow.loss.linearization import Count, Linearization, ThirdDerivative
 from gradflow.loss.parameters import aligned, as_flat
+from gradflow.loss.written_out import WrittenOutNorms
 
 if TYPE_CHECKING:
     from gradflow.loss.terms import TermLoss
@@ -142,9 +144,12 @@ class GraphLinearization(Linearization):
         return _GraphThird(self, direction, keep=keep)
 
     def hessian_graphs(self, direction: Tensor) -> Iterator[list[Tensor]]:
-        """Return each term's product of its Hessian with a direction, shape (P,), by leaf, with its graph."""
+        """Return each term's product of its Hessian with a direction, shape (P,), by leaf, with its graph.
+
+        Called under :class:`WrittenOutNorms`: graphs that were kept are those of torch's own kernels.
+        """
         u = _split_like(direction, self._leaves)
-        for grads in self.gradient_graphs():
+        for grads in self._rebuilt() if self._loss.second.normalizes else self.gradient_graphs():
             Hu = _transposed_product(grads, self._leaves, u, create_graph=True)
             self._loss.second.look_third(Hu)
             yield _split_like(Hu, self._leaves)
@@ -167,12 +172,12 @@ class _GraphThird(ThirdDerivative):
         self._direction = direction
         self._graphs: list[list[Tensor]] | None = None
         if keep:
-            with linearization.in_place(), _refusing_what_has_no_third():
+            with _third_settings(), linearization.in_place():
                 self._graphs = list(linearization.hessian_graphs(direction))
 
     def multiply(self, rows: Tensor) -> Tensor:
         """Multiply vectors in rows, shape (k, P), by the derivative of the Hessian."""
-        with _refusing_what_has_no_third():
+        with _third_settings():
             return self._hessian.differentiate(self._products, rows)
 
     def _products(self) -> Iterable[list[Tensor]]:
@@ -180,11 +185,17 @@ class _GraphThird(ThirdDerivative):
 
 
 @contextmanager
-def _refusing_what_has_no_third() -> Iterator[None]:
+def _third_settings() -> Iterator[None]:
+    """Evaluate what has third derivatives, and refuse what has none."""
     try:
-        yield
+        with WrittenOutNorms():
+            yield
     except torch.OutOfMemoryError:
         raise
+    except CheckpointError as error:  # what was evaluated by its formula is computed again by torch's kernel
+        raise InexactDerivativeError(
+            "There are no third derivatives of norm layers under activation checkpointing. Turn checkpointing off."
+        ) from error
     except RuntimeError as error:
         if "derivative" not in str(error) and "differentia" not in str(error):
             raise

@@ -18,27 +18,23 @@ from gradflow.checks import check_count
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss.accuracy import Tally
 from gradflow.loss.check import LEVELS, CheckLevel, enforce, examine
-from gradflow.loss.criteria import ChunkedCriterion, is_cross_entropy
-from gradflow.loss.data import Chunk, ChunkedData, default_memory_budget
+from gradflow.loss.criteria import ChunkedCriterion, check_criterion, is_cross_entropy
+from gradflow.loss.data import Chunk, ChunkedData, add_to_hash, default_memory_budget
 from gradflow.loss.function import LossFunction
+from gradflow.loss.kinks import kinks_of
 from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
 from gradflow.loss.numerics import exact_derivatives
-from gradflow.loss.parameters import ParameterLayout
+from gradflow.loss.parameters import ParameterLayout, device_and_dtype
 from gradflow.loss.placement import Placement, check_replaceable
 from gradflow.loss.probe import probe
 from gradflow.loss.second_derivatives import SecondDerivatives
 from gradflow.loss.terms import Term, TermLoss
 
 _HASHED_SAMPLES = 256
-_KINKED = (
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.PReLU, nn.RReLU, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink,
-    nn.Softshrink, nn.Threshold, nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d,
-    nn.AdaptiveMaxPool3d,
-)  # fmt: skip
 # Samples × parameters up to which calls cost more than arithmetic, so that batched products are faster.
 _CALL_BOUND = 2**20
 # Bytes of the graph of H·u over those of the gradient's graph.
-_GRAPH_OF_PRODUCT = 3.0
+_GRAPH_OF_PRODUCT = 2.5
 
 
 class NetworkLoss(TermLoss):
@@ -85,14 +81,14 @@ class NetworkLoss(TermLoss):
     ) -> None:
         if check is not None and check not in LEVELS:
             raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
-        _check_types(net, criterion)
         check_replaceable(net)
+        check_criterion(criterion)
         self.net = net
         self.criterion = criterion
         self.layout = ParameterLayout(net)
         self.n_parameters = self.layout.n_parameters
         self.names = self.layout.names
-        self.device, self.dtype = _device_and_dtype(net)
+        self.device, self.dtype = device_and_dtype(net)
         refuse_moving_norms(net)
         self.second = SecondDerivatives()
         self.second.third_is_checked = check is None
@@ -110,7 +106,7 @@ class NetworkLoss(TermLoss):
         check_count("memory_budget", self.memory_budget, least=1)
         probe(self, batch_size)
         self.stiff_dim = max(1, self.n_outputs - 1) if is_cross_entropy(criterion) else self.n_outputs
-        self.kinks = sorted({type(m).__name__ for m in net.modules() if isinstance(m, _KINKED)})
+        self.kinks = kinks_of(net)
         self._labels: dict[str, Any] = {}
         if check is not None:
             self._rounds = enforce(examine(self, self.layout.flatten(), check), self)
@@ -157,13 +153,13 @@ class NetworkLoss(TermLoss):
         """Hash the data, or 256 of them spread evenly where they aren't tensors, and the net's frozen tensors."""
         digest = self._data_digest.copy()
         frozen = [p for name, p in self.net.named_parameters() if name not in set(self.names)]
-        _hash(digest, [*frozen, *self.net.buffers()])
+        add_to_hash(digest, [*frozen, *self.net.buffers()])
         return f"{self.data.n_samples} samples, SHA-256 {digest.hexdigest()}"
 
     @cached_property
     def _data_digest(self) -> Any:
         digest = hashlib.sha256()
-        _hash(digest, self.data.tensors(_HASHED_SAMPLES))
+        add_to_hash(digest, self.data.tensors(_HASHED_SAMPLES))
         return digest
 
     def describe(self) -> dict[str, Any]:
@@ -289,37 +285,6 @@ class NetworkLoss(TermLoss):
             if id(tensor) not in of_net
         }
         return lambda output, target: functional_call(criterion, state, (output, target))
-
-
-def _check_types(net: object, criterion: object) -> None:
-    if not isinstance(net, nn.Module):
-        raise InvalidTypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}.")
-    if isinstance(criterion, type):
-        raise InvalidTypeError(f"Expected an instance as criterion, got the class: {criterion.__name__}().")
-    if not callable(criterion):
-        raise InvalidTypeError(
-            f"Expected criterion to be a callable (output, target) -> loss, got {type(criterion).__name__}."
-        )
-
-
-def _hash(digest: Any, tensors: Iterable[Tensor]) -> None:
-    for tensor in tensors:
-        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
-
-
-def _device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
-    devices = sorted({str(p.device) for p in net.parameters()})
-    dtypes = sorted({str(p.dtype) for p in net.parameters()})
-    if len(devices) != 1 or len(dtypes) != 1:
-        raise InvalidInputError(
-            f"Expected all of the net's parameters on one device and in one dtype, got {', '.join(devices)} and "
-            f"{', '.join(dtypes)}. Call net.to(device, dtype)."
-        )
-    first = next(net.parameters())
-    if first.dtype not in {torch.float32, torch.float64}:
-        raise InvalidTypeError(f"Expected a net in float32 or float64, got {first.dtype}. Call net.float().")
-    return first.device, first.dtype
 
 
 # What help() shows of LossFunction(…).

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode
 
 from gradflow.errors import InexactDerivativeError
 
+# In names of operations.
+_NORMS = ("BatchNorm", "LayerNorm", "RmsNorm", "RMSNorm")
 _NEVER_MIND = "Losses, gradients and the methods that take nothing else go on working."
 
 
@@ -28,6 +28,8 @@ class SecondDerivatives:
         Third derivatives have been set against differences, or aren't to be.
     functions : list of str
         The subclasses of ``torch.autograd.Function`` that were seen.
+    normalizes : bool
+        The gradient comes from a norm layer of torch, whose third derivatives may be wrong.
     """
 
     def __init__(self) -> None:
@@ -35,6 +37,7 @@ class SecondDerivatives:
         self.wrong_third: str | None = None
         self.third_is_checked = False
         self.functions: list[str] = []
+        self.normalizes = False
         self._seen = self._seen_third = False
 
     def look(self, value: Tensor, gradient: Sequence[Tensor]) -> None:
@@ -47,7 +50,9 @@ class SecondDerivatives:
             self._seen = True
             functions = _custom_functions(value)
             self.functions = sorted(functions)
-            self.wrong = self.wrong or _undifferentiable(gradient, functions)
+            names = {node.name() for node in graph_nodes(gradient)}
+            self.normalizes = any(norm in name for name in names for norm in _NORMS)
+            self.wrong = self.wrong or _undifferentiable(names, functions)
         self.demand()
 
     def demand(self) -> None:
@@ -73,8 +78,7 @@ class SecondDerivatives:
             raise InexactDerivativeError(self.wrong_third)
 
 
-def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> str | None:
-    names = {node.name() for node in graph_nodes(gradient)}
+def _undifferentiable(names: set[str], functions: dict[str, Any]) -> str | None:
     if "torch::autograd::Error" in names:
         once = sorted(name for name, made in functions.items() if hasattr(made.backward, "__wrapped__"))
         return (
@@ -107,22 +111,3 @@ def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 waiting.append(parent)
-
-
-class WrittenOutWeightNorm(TorchFunctionMode):
-    """Evaluate ``torch._weight_norm`` by its formula, g·v/‖v‖.
-
-    The second derivative of torch's fused kernel is wrong (torch 2.13), by 4–17 % of a product with the Hessian.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replace the one function; pass all others on."""
-        if func is torch._weight_norm:
-            return _weight_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))

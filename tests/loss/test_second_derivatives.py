@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import gradflow
 from gradflow import LossFunction, SpectrumService
 from gradflow.errors import InexactDerivativeError, InvalidInputError
-from gradflow.loss.second_derivatives import WrittenOutWeightNorm
+from gradflow.loss.written_out import WrittenOutWeightNorm
 
 
 def build(factory):
