@@ -1,6 +1,7 @@
 """Losses add up: values, derivatives, and what is known of the data."""
 
 import copy
+import inspect
 import json
 
 import numpy as np
@@ -296,3 +297,29 @@ def test_the_landscape_of_a_sum():
         for each in (total, loss)
     )
     assert torch.equal(ours.vector, plain.vector)
+
+
+# ---------------------------------------------------------------------- kinds
+
+
+def test_every_kind_is_a_loss_function():
+    loss = network_loss()
+    bowl = LossFunction.from_callable(square)
+    for each in (loss, bowl, loss + bowl, loss.minibatch(torch.tensor([1])), loss.subset([1]), 2.0 * loss):
+        assert isinstance(each, LossFunction)
+        assert each.source is each  # the name of old
+        assert isinstance(copy.copy(each), type(each))
+    assert list(inspect.signature(LossFunction).parameters)[:3] == ["dataset", "criterion", "net"]
+    assert "memory_budget" in inspect.signature(LossFunction).parameters
+
+
+def test_a_mini_batch_knows_its_net_and_samples():
+    loss = network_loss(batch_size=4)
+    part = loss.minibatch(torch.tensor([2, 0, 2, 1, 3]))
+    assert (part.n_samples, part.n_outputs, part.classifies) == (5, loss.n_outputs, True)
+    theta = part.parameters()
+    assert torch.equal(theta, loss.parameters())
+    assert part.evaluate(theta)[0] == float(part(theta))
+    assert torch.equal(part.subset([1, 3])(theta), loss.subset([0, 1])(theta))
+    part.label(batch=1)
+    assert "batch" not in loss.describe()
