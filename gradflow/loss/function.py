@@ -187,7 +187,7 @@ class LossFunction:
 
     def __radd__(self, other: object) -> LossFunction:
         # sum() starts with 0.
-        return self if other == 0 else self._plus(other, 1.0)
+        return self if isinstance(other, int) and other == 0 else self._plus(other, 1.0)
 
     def __sub__(self, other: object) -> LossFunction:
         return self._plus(other, -1.0)

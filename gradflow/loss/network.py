@@ -139,15 +139,18 @@ class NetworkLoss(TermLoss):
 
     def minibatch(self, rows: Tensor) -> NetworkLoss:
         """Return the loss over some samples, shape (b,), int64, by their numbers; nothing is checked again."""
-        from gradflow.loss.minibatch import MiniBatchLoss
-
-        return MiniBatchLoss(self, rows)
+        return self._of_rows(rows)
 
     def on_few_samples(self, n: int) -> NetworkLoss:
         """Return the loss on at most n samples, in one chunk, whose derivatives nobody has looked at yet."""
-        few = self.minibatch(self.data.spread(min(n, self.data.chunk_size)))
+        few = self._of_rows(self.data.spread(min(n, self.data.chunk_size)))
         few.second = SecondDerivatives()
         return few
+
+    def _of_rows(self, rows: Tensor) -> NetworkLoss:
+        from gradflow.loss.minibatch import MiniBatchLoss
+
+        return MiniBatchLoss(self, rows)
 
     def fingerprint(self) -> str:
         """Hash the data, or 256 of them spread evenly where they aren't tensors, and the net's frozen tensors."""
