@@ -82,7 +82,7 @@ class Curvlinops:
     """The Hessian of curvlinops in SciPy's eigsh, cold, as its documentation does it."""
 
     def __init__(self, loss: gradflow.LossFunction) -> None:
-        self.risk = loss.source
+        self.loss = loss
 
     def __call__(self, linearization: Any) -> Found:
         """Solve at a point."""
@@ -90,10 +90,10 @@ class Curvlinops:
 
         from curvlinops import HessianLinearOperator
 
-        risk, count = self.risk, 0
-        net = copy.deepcopy(risk.net)
+        loss, count = self.loss, 0
+        net = copy.deepcopy(loss.net)
         torch.nn.utils.vector_to_parameters(linearization.theta, net.parameters())
-        criterion = risk.criterion
+        criterion = loss.criterion
         if isinstance(criterion, gradflow.HalfSquaredError):  # ½ Σ over 10 outputs, mean over samples
             criterion = torch.nn.MSELoss(reduction="mean")
         started = time.perf_counter()
@@ -101,7 +101,7 @@ class Curvlinops:
             net,
             criterion,
             list(net.parameters()),
-            [risk.data.dataset.tensors],
+            [loss.data.dataset.tensors],
             check_deterministic=False,
         )
         wrapped = H.to_scipy()

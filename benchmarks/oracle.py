@@ -24,24 +24,22 @@ ROUNDS = 9
 
 def bare_gradient(loss: gradflow.LossFunction) -> Callable[[], Any]:
     """Forward and backward as a training loop does them, the data in one tensor."""
-    risk = loss.source
-    X, y = risk.data.dataset.tensors
-    parameters = list(risk.net.parameters())
+    X, y = loss.data.dataset.tensors
+    parameters = list(loss.net.parameters())
 
     def run() -> Any:
-        return torch.autograd.grad(risk.criterion(risk.net(X), y), parameters)
+        return torch.autograd.grad(loss.criterion(loss.net(X), y), parameters)
 
     return run
 
 
 def by_torch_func(loss: gradflow.LossFunction, theta: torch.Tensor, v: torch.Tensor) -> Callable[[], Any]:
     """Forward over reverse, anew for every product: torch.func.jvp of torch.func.grad."""
-    risk = loss.source
-    X, y = risk.data.dataset.tensors
+    X, y = loss.data.dataset.tensors
 
     def value(flat: torch.Tensor) -> torch.Tensor:
-        parts = dict(zip(risk.layout.names, risk.layout.split(flat), strict=True))
-        return risk.criterion(torch.func.functional_call(risk.net, parts, (X,)), y)
+        parts = dict(zip(loss.layout.names, loss.layout.split(flat), strict=True))
+        return loss.criterion(torch.func.functional_call(loss.net, parts, (X,)), y)
 
     return lambda: torch.func.jvp(torch.func.grad(value), (theta,), (v,))[1]
 
@@ -55,13 +53,12 @@ def by_curvlinops(loss: gradflow.LossFunction, v: torch.Tensor) -> Callable[[], 
     """Return the operator of curvlinops."""
     from curvlinops import HessianLinearOperator
 
-    risk = loss.source
-    criterion = risk.criterion if isinstance(risk.criterion, nn.CrossEntropyLoss) else nn.MSELoss()
+    criterion = loss.criterion if isinstance(loss.criterion, nn.CrossEntropyLoss) else nn.MSELoss()
     H = HessianLinearOperator(
-        risk.net,
+        loss.net,
         criterion,
-        list(risk.net.parameters()),
-        [risk.data.dataset.tensors],
+        list(loss.net.parameters()),
+        [loss.data.dataset.tensors],
         check_deterministic=False,
     )
     return lambda: H @ v

@@ -158,12 +158,11 @@ def stable_solvers(
     import stable_solvers
     from stable_solvers import operators
 
-    risk = loss.source
     peer = stable_solvers.LossFunction(
-        risk.data.dataset,
+        loss.data.dataset,
         lambda output, target: 0.5 * (output - target) ** 2,
-        copy.deepcopy(risk.net),
-        batch_size=risk.data.n_samples,
+        copy.deepcopy(loss.net),
+        batch_size=loss.data.n_samples,
     )
     counts = {"gradient": 0, "product": 0}
     gradient = peer.gradient
@@ -209,7 +208,7 @@ def diffrax(
     import jax.numpy as jnp
 
     jax.config.update("jax_enable_x64", True)
-    X, y = (jnp.asarray(each.numpy()) for each in loss.source.data.dataset.tensors)
+    X, y = (jnp.asarray(each.numpy()) for each in loss.data.dataset.tensors)
     width = (theta.numel()) // 3
 
     def value(θ: Any) -> Any:

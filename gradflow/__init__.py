@@ -22,7 +22,7 @@ from gradflow.integrators import (
     Nesterov,
     Polyak,
 )
-from gradflow.loss import HalfSquaredError, LossFunction
+from gradflow.loss import HalfSquaredError, LossFunction, penalty
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
 from gradflow.variable import Variable
@@ -45,6 +45,7 @@ __all__ = [
     "steps",
     # parts
     "LossFunction",
+    "penalty",
     "HalfSquaredError",
     "SpectrumService",
     "Eigenpairs",

@@ -16,8 +16,7 @@ MOVED = {
     "gradflow.api.run": "gradflow.api",
     "gradflow.driver.status": "gradflow.status",
     "gradflow.integrators.capped": "gradflow.integrators.foreign.capped",
-    "gradflow.integrators.error_control": "gradflow.integrators.controlled (ErrorControlled) or gradflow.integrators.step_size "
-    "(ErrorControl)",
+    "gradflow.integrators.error_control": "gradflow.integrators.controlled",
     "gradflow.integrators.flow": "gradflow.flows",
     "gradflow.integrators.krylov": "gradflow.integrators.phi.spaces",
     "gradflow.integrators.reference_scipy": "gradflow.integrators.foreign.scipy_solvers",
@@ -60,4 +59,4 @@ class Signpost:
 def put_up() -> None:
     """Answer imports of former names from now on."""
     if not any(isinstance(each, type) and each.__name__ == Signpost.__name__ for each in sys.meta_path):
-        sys.meta_path.append(Signpost)  # type: ignore[arg-type]
+        sys.meta_path.append(Signpost)

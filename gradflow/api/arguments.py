@@ -172,8 +172,7 @@ def abridged(loss: LossFunction, n: int | None, *, wanted: bool) -> LossFunction
     if not wanted:
         raise InvalidInputError("abridged_size has nothing to measure: give n_eigs ≥ 1 or density_at.")
     check_count("abridged_size", n, least=1)
-    if loss.n_samples is None:
-        raise InvalidInputError("abridged_size needs a loss with data; this one is a callable.")
+    loss.check_rows("abridged_size")
     return loss.first(n)
 
 

@@ -18,6 +18,7 @@ from gradflow.flows.point import all_finite
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.doubling import StepDoubling
 from gradflow.integrators.step_size import ErrorControl, FixedStep, Proposal, StepSize
+from gradflow.loss import Evaluation
 from gradflow.spectrum import Eigenpairs
 from gradflow.status import NumericalFailure, Status
 
@@ -308,7 +309,7 @@ class Stepper:
         """Return everything that the run's continuation depends on: what :mod:`gradflow.plain` can hold."""
         return {
             "z": self.point.z,
-            "known": self.point.known_value,
+            "known": None if self.point.known_value is None else tuple(self.point.known_value),
             "linearized": self.point.known_linearization is not None,
             "clock": self._clock.state(),
             "n_steps": self.n_steps,
@@ -321,7 +322,8 @@ class Stepper:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, as if nothing had happened."""
-        self.point = self.field.at(state["z"], state["known"])
+        known = state["known"]
+        self.point = self.field.at(state["z"], None if known is None else Evaluation(*known))
         if state["linearized"]:
             _ = self.point.linearization  # whose graph a checkpoint can't hold
         self._state = self.integrator.load_state(state["integrator"], self.point)

@@ -13,7 +13,7 @@ from gradflow.flows.base import Flow
 from gradflow.flows.cost import Cost
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.point import Point
-from gradflow.loss import Linearization, LossFunction
+from gradflow.loss import Evaluation, Linearization, LossFunction
 from gradflow.spectrum import Eigenpairs, SpectrumService, largest_magnitude, negated
 
 
@@ -54,21 +54,21 @@ class Field:
         """Evaluate dz/dt at z."""
         return Point(self, z, keep_graph=False).velocity
 
-    def at(self, z: Tensor, known: tuple[Tensor, Tensor] | None = None) -> Point:
+    def at(self, z: Tensor, known: Evaluation | None = None) -> Point:
         """Return z as a point; loss and gradient there may be `known` already."""
-        point = Point(self, z, keep_graph=self._keep_graph)
+        point = Point(self, z, keep_graph=self._keep_graph, accuracy=self.loss.classifies)
         point._known = known
         return point
 
-    def evaluate(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """Evaluate loss, shape (), and gradient, shape (P,), at θ."""
+    def evaluate(self, theta: Tensor, *, accuracy: bool = False) -> Evaluation:
+        """Evaluate loss and gradient at θ, and the accuracy from the same forward pass if it is asked for."""
         self.count("n_gradients")
-        return self.loss.gradient(theta)
+        return self.loss.evaluated(theta, accuracy=accuracy)
 
-    def linearize(self, theta: Tensor) -> Linearization:
+    def linearize(self, theta: Tensor, *, accuracy: bool = False) -> Linearization:
         """Evaluate loss and gradient at θ, and keep what products with the Hessian there need."""
         self.count("n_gradients")
-        return self.loss.linearize(theta).counted(self._count_hvps, self._count_third)
+        return self.loss.linearize(theta, self._count_hvps, count_third=self._count_third, accuracy=accuracy)
 
     def linearize_again(self, point: Point) -> Linearization:
         """Linearize at another field's point; what that knows is taken over if its loss is the same, not its count."""
@@ -78,7 +78,7 @@ class Field:
 
     def is_of(self, loss: LossFunction) -> bool:
         """Whether this is a field of a loss, and not of a part of its data."""
-        return self.loss.source is loss.source
+        return self.loss is loss
 
     def rates(self, point: Point, k: int, tol: float) -> Eigenpairs:
         """Compute the k largest rates of a flow at a point: see :meth:`Flow.rates`."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
-from gradflow.loss import Linearization
+from gradflow.loss import Evaluation, Linearization
 from gradflow.spectrum import Eigenpairs, Operator, SymmetricOperator
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ class Point:
         The state, flat; never written. For most flows it is θ.
     """
 
-    def __init__(self, field: Field, z: Tensor, *, keep_graph: bool) -> None:
+    def __init__(self, field: Field, z: Tensor, *, keep_graph: bool, accuracy: bool = False) -> None:
         self.field = field
         self.z = z
         self._keep_graph = keep_graph
-        self._known: tuple[Tensor, Tensor] | None = None
+        self._with_accuracy = accuracy
+        self._known: Evaluation | None = None
         self._pairs: tuple[float, Eigenpairs] | None = None
         self._rates: tuple[int, float, Eigenpairs] | None = None
         self._work: dict[Hashable, Any] = {}
@@ -52,8 +53,8 @@ class Point:
         return self.field.flow.theta(self.z)
 
     @property
-    def known_value(self) -> tuple[Tensor, Tensor] | None:
-        """Loss and gradient if they have been computed."""
+    def known_value(self) -> Evaluation | None:
+        """Loss, gradient and accuracy if they have been computed."""
         return self._known
 
     @property
@@ -61,23 +62,24 @@ class Point:
         """The linearization if it has been computed."""
         return self.__dict__.get("linearization")
 
-    def _value_and_gradient(self) -> tuple[Tensor, Tensor]:
+    def _evaluated(self) -> Evaluation:
         if self._known is None:
             if self._keep_graph or self.known_linearization is not None:
-                self._known = self.linearization.value, self.linearization.gradient
+                at = self.linearization
+                self._known = Evaluation(at.value, at.gradient, at.accuracy)
             else:
-                self._known = self.field.evaluate(self.theta)
+                self._known = self.field.evaluate(self.theta, accuracy=self._with_accuracy)
         return self._known
 
     @cached_property
     def linearization(self) -> Linearization:
         """Value, gradient and Hessian–vector products at θ; costs a gradient."""
-        return self.field.linearize(self.theta)
+        return self.field.linearize(self.theta, accuracy=self._with_accuracy)
 
     @property
     def value(self) -> Tensor:
         """L(θ), shape ()."""
-        return self._value_and_gradient()[0]
+        return self._evaluated().value
 
     @cached_property
     def loss(self) -> float:
@@ -87,7 +89,13 @@ class Point:
     @property
     def gradient(self) -> Tensor:
         """∇L(θ), shape (P,)."""
-        return self._value_and_gradient()[1]
+        return self._evaluated().gradient
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Fraction of the samples that are classified right; NaN where the targets aren't classes."""
+        known = self._evaluated().accuracy
+        return math.nan if known is None else float(known)
 
     def hvp(self, vectors: Tensor) -> Tensor:
         """Multiply vectors, shape (P,) or (P, k), by the Hessian of the loss."""

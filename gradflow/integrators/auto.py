@@ -33,7 +33,7 @@ class Auto(Exprb43):
     def choose(self, loss: LossFunction, flow: Flow) -> Integrator:
         """Choose, and hand the options on."""
         P = loss.n_parameters
-        keeps_graphs = loss.source.keeps_graphs(torch.empty(0, dtype=loss.dtype or torch.float64))
+        keeps_graphs = loss.keeps_graphs(loss.dtype or torch.float64)
         wins = keeps_graphs and (P is None or P > DENSE_BELOW)
         options = self.settings()
         shared = {field.name for field in dataclasses.fields(RKC)} & set(options)

@@ -44,8 +44,8 @@ def minibatches(
     """
     if not isinstance(loss, LossFunction):
         raise InvalidTypeError(f"Expected a gradflow.LossFunction, got {type(loss).__name__}.")
-    if loss.n_samples is None:
-        raise InvalidInputError("Mini-batches need a loss with data; this one is a callable.")
+    loss.check_rows("batch_size")
+    assert loss.n_samples is not None
     check_count("batch_size", batch_size, least=1)
     check_count("seed", seed)
     N = loss.n_samples

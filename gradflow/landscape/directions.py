@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
 from gradflow.landscape.arguments import Trajectory, as_theta, as_trajectory, final_theta
-from gradflow.loss import Loss, as_loss
-from gradflow.loss.empirical import EmpiricalRisk
+from gradflow.loss import Loss, NetworkLoss, as_loss
 from gradflow.spectrum import SpectrumService
 
 _NORMALIZATIONS = ("filter", "layer", "unit")
@@ -206,8 +205,8 @@ def random_directions(
     check_count("seed", seed)
     if normalize not in _NORMALIZATIONS:
         raise UnknownNameError(f"No normalization {normalize!r}; {suggest(normalize, _NORMALIZATIONS)}")
-    source = loss.source
-    if normalize != "unit" and not isinstance(source, EmpiricalRisk):
+    network = loss.data_term
+    if normalize != "unit" and network is None:
         raise InvalidInputError(
             f'normalize="{normalize}" needs a network; this loss is a callable. Pass normalize="unit".'
         )
@@ -215,8 +214,8 @@ def random_directions(
     found = []
     for i in range(n):
         draw = torch.randn(theta.numel(), generator=generator, dtype=torch.float64, device="cpu")
-        if isinstance(source, EmpiricalRisk) and normalize != "unit":
-            draw = _normalized(draw, theta.cpu().double(), source, normalize, biases=biases)
+        if network is not None and normalize != "unit":
+            draw = _normalized(draw, theta.cpu().double(), network, normalize, biases=biases)
         else:
             draw = draw / torch.linalg.vector_norm(draw)
         name = f"random direction {i + 1}" + ("" if normalize == "unit" else f", {normalize}-normalised")
@@ -267,16 +266,14 @@ def _with_sign(vector: Tensor) -> Tensor:
     return vector * vector[vector.abs().argmax()].sign()
 
 
-def _normalized(
-    draw: Tensor, theta: Tensor, source: EmpiricalRisk, normalize: str, *, biases: bool
-) -> Tensor:
+def _normalized(draw: Tensor, theta: Tensor, network: NetworkLoss, normalize: str, *, biases: bool) -> Tensor:
     owners = {
         f"{prefix}.{name}" if prefix else name: module
-        for prefix, module in source.net.named_modules()
+        for prefix, module in network.net.named_modules()
         for name, _ in module.named_parameters(recurse=False)
     }
     parts = []
-    for name, d, w in zip(source.names, source.leaves(draw), source.leaves(theta), strict=True):
+    for name, d, w in zip(network.names, network.leaves(draw), network.leaves(theta), strict=True):
         is_filters = w.dim() >= 2 and "Norm" not in type(owners[name]).__name__
         if not is_filters and not biases:
             parts.append(torch.zeros_like(w).flatten())

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,19 +15,21 @@ from torch import Tensor, nn
 from gradflow.errors import CheckWarning, GradflowError, InexactDerivativeError, InvalidInputError
 from gradflow.loss.casts import Casts
 from gradflow.loss.data import Chunk, move
-from gradflow.loss.differences import Derivatives, Reading, measure
-from gradflow.loss.empirical import EmpiricalRisk, normalizes_batches
-from gradflow.loss.linearization import value_and_gradient
-from gradflow.loss.minibatch import MiniBatch
-from gradflow.loss.second_derivatives import SecondDerivatives
-from gradflow.loss.source import LossSource
+from gradflow.loss.differences import Derivatives, Reading, measure, measure_third
+from gradflow.loss.probe import normalizes_batches
+
+if TYPE_CHECKING:
+    from gradflow.loss.function import LossFunction
+    from gradflow.loss.network import NetworkLoss
 
 CheckLevel = Literal["full", "fast"]
 LEVELS = get_args(CheckLevel)
 
-_SAMPLES = 8
+CHECKED_SAMPLES = 8
 # Vectors of the length of θ, in float64, that the differences and their graphs take.
 _VECTORS = 24
+# Rounding of a loss beyond which differences of it tell nothing.
+_TOO_COARSE = 1e-5
 _MEANT = "If that is meant, pass check=None."
 
 
@@ -96,55 +97,79 @@ class CheckReport:
         return "\n".join(lines)
 
 
-def examine(source: LossSource, theta: Tensor, level: CheckLevel) -> CheckReport:
+def examine(loss: LossFunction, theta: Tensor, level: CheckLevel) -> CheckReport:
     """Look at a loss near θ, on at most eight samples, in float64 if the net can; nothing is changed.
 
     Parameters
     ----------
-    source : LossSource
-        A net's loss, or a callable's.
+    loss : LossFunction
+        Samples and precision are looked at in its first term with a net.
     theta : Tensor, shape (P,)
     level : {"full", "fast"}
         "fast" leaves out the derivatives.
     """
     if level not in LEVELS:
         raise InvalidInputError(f'Expected level as "full" or "fast", got {level!r}.')
-    risk = source if isinstance(source, EmpiricalRisk) else None
+    network = loss.data_term
     # What is found here is not to stop the products that find it.
-    probe: Any = (
-        copy.copy(source)
-        if risk is None
-        else MiniBatch(risk, risk.data.spread(min(_SAMPLES, risk.data.chunk_size)))
-    )
-    probe.second = SecondDerivatives()
+    few = loss.on_few_samples(CHECKED_SAMPLES)
     theta = theta.detach()
-    seen: dict[torch.dtype, Casts] = {}
-    for dtype in _dtypes(theta, risk):
-        casts = Casts(None if risk is None else risk.net, dtype)
-        try:
-            # A compiled net would be compiled anew under a mode.
-            with nullcontext() if risk is not None and _is_compiled(risk.net) else casts:
-                value_and_gradient(probe, theta.to(dtype))
-        except Exception as error:
-            if dtype == theta.dtype:
-                return CheckReport(
-                    (_unevaluated(error, certain=risk is None or isinstance(error, GradflowError)),)
-                )
-        else:
-            seen[dtype] = casts
+    try:
+        seen = _watched(few, theta)
+    except Exception as error:
+        return CheckReport(
+            (_unevaluated(error, certain=network is None or isinstance(error, GradflowError)),)
+        )
     dtype, casts = list(seen.items())[-1]
     point = theta.to(dtype)
-    findings = [] if risk is None else [_samples(risk, point, casts.eps)]
+    findings = [] if network is None else [_samples(network, point, casts.eps)]
     findings.append(_precision(seen, theta.dtype))
     if level == "full":
-        findings += _derivatives(probe, point, casts.eps, risk)
+        findings += _derivatives(few, point, casts.eps)
     return CheckReport(tuple(findings))
 
 
-def _dtypes(theta: Tensor, risk: EmpiricalRisk | None) -> list[torch.dtype]:
+def examine_third(few: LossFunction, theta: Tensor) -> str | None:
+    """Return why the third derivatives of a loss on a few samples are wrong near θ; None as far as is known."""
+    try:
+        dtype, casts = list(_watched(few, theta.detach()).items())[-1]
+        if casts.eps > _TOO_COARSE:
+            return None
+        reading = measure_third(few, theta.to(dtype), casts.eps)
+    except Exception:  # outside of the loss's domain, say; what isn't there is found when it is asked for
+        return None
+    if reading.passed:
+        return None
+    cause = f"Likely: the backward of {', '.join(few.functions)} leaves torch. " if few.functions else ""
+    return (
+        f"Third derivatives are wrong: products with them and central differences of H·v differ by {reading.value:.1e} "
+        f"of their size. {cause}Use operations in plain torch. Gradients and H·v go on working; check=None lets wrong "
+        "third derivatives through."
+    )
+
+
+def _watched(few: LossFunction, theta: Tensor) -> dict[torch.dtype, Casts]:
+    """Evaluate a loss in θ's dtype, which must work, and in float64 if it can; return the casts that were seen."""
+    network = few.data_term
+    seen = {}
+    for dtype in _dtypes(theta, network):
+        casts = Casts(None if network is None else network.net, dtype)
+        try:
+            # A compiled net would be compiled anew under a mode.
+            with nullcontext() if network is not None and _is_compiled(network.net) else casts:
+                few.gradient(theta.to(dtype))
+        except Exception:
+            if dtype == theta.dtype:
+                raise
+        else:
+            seen[dtype] = casts
+    return seen
+
+
+def _dtypes(theta: Tensor, network: NetworkLoss | None) -> list[torch.dtype]:
     """Return θ's dtype, and float64 if the whole net, what is frozen included, fits in memory once more."""
-    tensors = [] if risk is None else [*risk.net.parameters(), *risk.net.buffers()]
-    fits = risk is None or 8 * sum(t.numel() for t in tensors) <= risk.memory_budget
+    tensors = [] if network is None else [*network.net.parameters(), *network.net.buffers()]
+    fits = network is None or 8 * sum(t.numel() for t in tensors) <= network.memory_budget
     return list(dict.fromkeys((theta.dtype, torch.float64) if fits else (theta.dtype,)))
 
 
@@ -157,10 +182,10 @@ def _unevaluated(error: Exception, *, certain: bool) -> Finding:
     what = f"fails with {type(error).__name__}: {error}"
     if certain:
         return Finding("loss", math.inf, 0.0, f"The loss {what}")
-    return Finding("loss", math.nan, 0.0, f"Not looked at: on at most {_SAMPLES} samples it {what}")
+    return Finding("loss", math.nan, 0.0, f"Not looked at: on at most {CHECKED_SAMPLES} samples it {what}")
 
 
-def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
+def enforce(report: CheckReport, network: NetworkLoss) -> str | None:
     """Act on what was found at construction; return a warning that is due when the net is used in float64.
 
     A wrong gradient is an error: nothing that is computed from it means anything. A wrong product with the Hessian is
@@ -177,12 +202,12 @@ def enforce(report: CheckReport, risk: EmpiricalRisk) -> str | None:
             continue  # a later call tells
         if finding.name == "gradient":
             raise InexactDerivativeError(finding.message)
-        if finding.name == "samples" and risk.data.n_chunks > 1:
+        if finding.name == "samples" and network.data.n_chunks > 1:
             raise InvalidInputError(finding.message)
         if finding.name in {"Hessian", "symmetry"}:
-            if risk.second.wrong is not None:
+            if network.second.wrong is not None:
                 continue
-            risk.second.wrong = finding.message
+            network.second.wrong = finding.message
         warnings.warn(finding.message, CheckWarning, stacklevel=3)
     return later
 
@@ -206,19 +231,19 @@ def _precision(seen: dict[torch.dtype, Casts], dtype: torch.dtype) -> Finding:
 # ---------------------------------------------------------------------- samples
 
 
-def _samples(risk: EmpiricalRisk, theta: Tensor, eps: float) -> Finding:
+def _samples(network: NetworkLoss, theta: Tensor, eps: float) -> Finding:
     """Compare the net's outputs on some samples at once with those on two at a time; `eps` is what they round to."""
     limit = math.sqrt(eps)
-    rows = risk.data.spread(min(_SAMPLES, risk.data.n_samples))
+    rows = network.data.spread(min(CHECKED_SAMPLES, network.data.n_samples))
     rows = rows[: len(rows) // 2 * 2]
-    if len(rows) < 4 or normalizes_batches(risk.net):
+    if len(rows) < 4 or normalizes_batches(network.net):
         why = "batch-norm is in train mode" if len(rows) >= 4 else "it takes four samples"
         return Finding("samples", math.nan, limit, f"Not looked at: {why}.")
-    chunks = [move(risk.data.rows(part), theta.device, theta.dtype) for part in (rows, *rows.split(2))]
+    chunks = [move(network.data.rows(part), theta.device, theta.dtype) for part in (rows, *rows.split(2))]
     if not _in_order(*chunks):
         return Finding("samples", math.nan, limit, "Not looked at: collating puts samples in another order.")
     try:
-        whole, *parts = (risk.outputs(theta, chunk) for chunk in chunks)
+        whole, *parts = (network.outputs(theta, chunk) for chunk in chunks)
     except Exception as error:  # a net for so many samples and no others
         return Finding(
             "samples", math.nan, limit, f"Not looked at: {type(error).__name__} on {len(rows)} or 2 samples."
@@ -226,7 +251,7 @@ def _samples(risk: EmpiricalRisk, theta: Tensor, eps: float) -> Finding:
     value = _difference(whole, parts)
     if not value > limit:
         return Finding("samples", value, limit)
-    causes = _couples(risk.net)
+    causes = _couples(network.net)
     named = (
         f"Likely: {'; '.join(causes)}."
         if causes
@@ -236,10 +261,10 @@ def _samples(risk: EmpiricalRisk, theta: Tensor, eps: float) -> Finding:
         f"The net couples samples: its outputs on {len(rows)} samples at once and on two at a time differ by "
         f"{value:.1e} of their size. {named} "
     )
-    if risk.data.n_chunks > 1:
+    if network.data.n_chunks > 1:
         message += (
-            f"In {risk.data.n_chunks} chunks that is another loss than at once: mend it, or pass "
-            f"batch_size={risk.data.n_samples}."
+            f"In {network.data.n_chunks} chunks that is another loss than at once: mend it, or pass "
+            f"batch_size={network.data.n_samples}."
         )
     else:
         message += f"Other chunks would give another loss. {_MEANT}"
@@ -283,17 +308,17 @@ def _couples(net: nn.Module) -> list[str]:
 # ---------------------------------------------------------------------- derivatives
 
 
-def _derivatives(probe: LossSource, theta: Tensor, eps: float, risk: EmpiricalRisk | None) -> list[Finding]:
+def _derivatives(few: LossFunction, theta: Tensor, eps: float) -> list[Finding]:
     why = ""
     n_bytes = _VECTORS * theta.numel() * theta.element_size()
-    if risk is not None and n_bytes > risk.memory_budget:
+    if few.memory_budget is not None and n_bytes > few.memory_budget:
         why = f"Not looked at: differences would take {n_bytes / 1e9:.2g} GB, more than the memory budget."
-    elif eps > 1e-5:
+    elif eps > _TOO_COARSE:
         why = "Not looked at: the loss is too coarse for differences."
     found = Derivatives()
     if not why:
         try:
-            found = measure(probe, theta, eps)
+            found = measure(few, theta, eps)
         except Exception as error:  # outside of the loss's domain, say
             why = f"Not looked at: near θ the loss fails with {type(error).__name__}: {error}"
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradflow.errors import ConventionWarning, CriterionError
+from gradflow.errors import ConventionWarning, CriterionError, InvalidTypeError
 
 Reduction = Literal["mean", "none", "sum"]
 Weighting = Literal["items", "counted", "rows", "elements"]
@@ -111,6 +111,16 @@ class ChunkedCriterion:
         return value if d == total else value * (d / total)
 
 
+def check_criterion(criterion: object) -> None:
+    """Refuse what isn't a criterion."""
+    if isinstance(criterion, type):
+        raise InvalidTypeError(f"Expected an instance as criterion, got the class: {criterion.__name__}().")
+    if not callable(criterion):
+        raise InvalidTypeError(
+            f"Expected criterion to be a callable (output, target) -> loss, got {type(criterion).__name__}."
+        )
+
+
 def resolve_reduction(criterion: Callable[..., Any], value: Tensor, n_samples: int) -> Reduction:
     """Find out how a criterion reduces, from its attribute and from a value on `n_samples` samples."""
     if not isinstance(value, Tensor):
@@ -127,7 +137,7 @@ def resolve_reduction(criterion: Callable[..., Any], value: Tensor, n_samples: i
                 'A criterion with reduction="sum" is divided by the number of samples, so that the loss is a '
                 'mean over samples. Use reduction="mean" or "none" to say so yourself.',
                 ConventionWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
             return "sum"
         return "mean"

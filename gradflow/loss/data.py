@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -182,3 +182,10 @@ def move(chunk: Chunk, device: torch.device, dtype: torch.dtype) -> Chunk:
 def cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Put a tensor on a device; in `dtype` if it is floating-point."""
     return tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
+
+
+def add_to_hash(digest: Any, tensors: Iterable[Tensor]) -> None:
+    """Add tensors, their dtypes and their shapes to a hash."""
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().data)

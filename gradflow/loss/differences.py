@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from gradflow.errors import InexactDerivativeError
-from gradflow.loss.linearization import Linearization, value_and_gradient
-from gradflow.loss.source import LossSource, as_flat
+from gradflow.loss.linearization import Linearization
+from gradflow.loss.parameters import as_flat
+
+if TYPE_CHECKING:
+    from gradflow.loss.function import LossFunction
 
 # Noise on θ and steps of the differences, relative to the size of the parameters, in a first and a second attempt.
 # Fewer kinks lie within a smaller step, while a wrong derivative stays wrong.
@@ -91,7 +94,7 @@ class Derivatives:
         return all(reading.measured and reading.passed for reading in readings)
 
 
-def measure(source: LossSource, theta: Tensor, eps: float) -> Derivatives:
+def measure(loss: LossFunction, theta: Tensor, eps: float) -> Derivatives:
     """Compare the derivatives near θ with differences of fourth order.
 
     Along directions where the gradient isn't zero: parameters without a gradient, such as the padding of an
@@ -100,16 +103,16 @@ def measure(source: LossSource, theta: Tensor, eps: float) -> Derivatives:
 
     Parameters
     ----------
-    source : LossSource
+    loss : LossFunction
     theta : Tensor, shape (P,)
     eps : float
         What the loss is rounded to.
     """
     found = Derivatives()
     generator = torch.Generator("cpu").manual_seed(0)
-    scale = _scale(source, theta)
+    scale = _scale(loss, theta)
     for noise, h in zip(_NOISE, _STEPS if eps < _COARSE else _COARSE_STEPS, strict=True):
-        place = _Place(source, theta + noise * scale * _draw(theta, generator), scale, eps, generator)
+        place = _Place(loss, theta + noise * scale * _draw(theta, generator), scale, eps, generator)
         place.compare(found, h)
         if found.settled:
             break
@@ -119,33 +122,46 @@ def measure(source: LossSource, theta: Tensor, eps: float) -> Derivatives:
     return found
 
 
+def measure_third(loss: LossFunction, theta: Tensor, eps: float) -> Reading:
+    """Compare products ∇³L[u]·v near θ with differences of H·v of fourth order; else as :func:`measure`."""
+    found = Reading()
+    generator = torch.Generator("cpu").manual_seed(0)
+    scale = _scale(loss, theta)
+    for noise, h in zip(_NOISE, _STEPS if eps < _COARSE else _COARSE_STEPS, strict=True):
+        place = _Place(loss, theta + noise * scale * _draw(theta, generator), scale, eps, generator)
+        found = found.then(place.third_reading(h))
+        if found.measured and found.passed:
+            break
+    return found
+
+
 class _Place:
     """A θ with the derivatives there, and directions to look along."""
 
     def __init__(
-        self, source: LossSource, theta: Tensor, scale: Tensor, eps: float, generator: torch.Generator
+        self, loss: LossFunction, theta: Tensor, scale: Tensor, eps: float, generator: torch.Generator
     ) -> None:
-        self._source = source
+        self._loss = loss
         self._theta = theta
         self._scale = scale
         self._eps = eps
         self._linearization: Linearization | None = None
         self._why_not = ""
         try:
-            self._linearization = Linearization(source, theta)
+            self._linearization = loss.linearize(theta)
             self._value, self._gradient = self._linearization.value, self._linearization.gradient
         except InexactDerivativeError as error:
             self._why_not = str(error)
-            self._value, self._gradient = value_and_gradient(source, theta)
+            self._value, self._gradient = loss.gradient(theta)
         self._u = scale * (self._gradient != 0) * _draw(theta, generator)
         # Uphill in each parameter tensor alike, so that ∇L·v isn't small for what cancels in it.
-        self._v = scale * _unit_by_leaf(source, self._gradient) * (1 + _draw(theta, generator))
+        self._v = scale * _unit_by_leaf(loss, self._gradient) * (1 + _draw(theta, generator))
 
     def compare(self, found: Derivatives, h: float) -> None:
         """Put in what is found here where it is better than what was found before."""
         slopes, curves = self._differences(self._v, h)
         found.gradient = found.gradient.then(self._slope_reading(self._v, slopes, h))
-        found.functions = self._source.second.functions
+        found.functions = self._loss.functions
         found.no_products = self._why_not
         if self._linearization is None:
             return
@@ -160,17 +176,30 @@ class _Place:
         reading = self._reading(_norm(off), apart, size, _norm(s * self._gradient), h)
         found.hessian = found.hessian.then(reading)
         if found.hessian is reading:
-            found.hessian_names = _worst(self._source, off)
+            found.hessian_names = _worst(self._loss, off)
         between = (_norm(self._u / s) * _norm(s * Hv) + _norm(self._v / s) * _norm(s * Hu)) / 2
         skew = abs(float(self._u @ Hv) - float(self._v @ Hu))
         reading = Reading(skew / between if between else skew, max(1e-9, 1e3 * self._eps))
         found.symmetry = found.symmetry.then(reading)
 
+    def third_reading(self, h: float) -> Reading:
+        """Set ∇³L[u]·v against differences of H·v along u."""
+        assert self._linearization is not None
+        u, v, s = self._v, self._u, self._scale
+        product = self._linearization.third(u) @ v
+        curves = []
+        for k in (1, 2):
+            up, down = (self._loss.hvp(self._theta + sign * k * h * u, v) for sign in (1, -1))
+            curves.append((up - down) / (2 * k * h))
+        off, apart = _norm(s * (product - _fourth(*curves))), _norm(s * (curves[0] - curves[1]))
+        size = max(_norm(s * product), _norm(s * curves[0]))
+        return self._reading(off, apart, size, _norm(s * self._linearization.hvp(v)), h)
+
     def names_off(self, h: float) -> list[str]:
         """Name the parameters along which the gradient isn't that of the loss."""
         found, at = [], 0
-        leaves = self._source.leaves(self._theta)[:_MOST_LEAVES]
-        for name, leaf in zip(self._source.names, leaves, strict=False):
+        leaves = self._loss.leaves(self._theta)[:_MOST_LEAVES]
+        for name, leaf in zip(self._loss.names, leaves, strict=False):
             v = torch.zeros_like(self._theta)
             v[at : at + leaf.numel()] = self._v[at : at + leaf.numel()]
             at += leaf.numel()
@@ -182,7 +211,7 @@ class _Place:
         """Return central differences along v over one and two steps: of the loss, and of the gradient, shape (P,)."""
         slopes, curves = [], []
         for k in (1, 2):
-            up, down = (value_and_gradient(self._source, self._theta + sign * k * h * v) for sign in (1, -1))
+            up, down = (self._loss.gradient(self._theta + sign * k * h * v) for sign in (1, -1))
             slopes.append((float(up[0]) - float(down[0])) / (2 * k * h))
             curves.append((up[1] - down[1]) / (2 * k * h))
         return slopes, curves
@@ -208,19 +237,19 @@ def _fourth(one: Any, two: Any) -> Any:
     return (4 * one - two) / 3
 
 
-def _scale(source: LossSource, theta: Tensor) -> Tensor:
+def _scale(loss: LossFunction, theta: Tensor) -> Tensor:
     """Return the size of each parameter, shape (P,): that of its tensor, and no less than a tenth of all."""
     least = 0.1 * (_rms(theta) or 1.0)
-    return as_flat([torch.full_like(leaf, _rms(leaf) + least) for leaf in source.leaves(theta)])
+    return as_flat([torch.full_like(leaf, _rms(leaf) + least) for leaf in loss.leaves(theta)])
 
 
-def _unit_by_leaf(source: LossSource, gradient: Tensor) -> Tensor:
-    return as_flat([leaf / (_rms(leaf) or 1.0) for leaf in source.leaves(gradient)])
+def _unit_by_leaf(loss: LossFunction, gradient: Tensor) -> Tensor:
+    return as_flat([leaf / (_rms(leaf) or 1.0) for leaf in loss.leaves(gradient)])
 
 
-def _worst(source: LossSource, off: Tensor) -> list[str]:
+def _worst(loss: LossFunction, off: Tensor) -> list[str]:
     """Name the parameters that have more than a tenth of the largest difference, the worst first."""
-    sizes = {name: _norm(leaf) for name, leaf in zip(source.names, source.leaves(off), strict=True)}
+    sizes = {name: _norm(leaf) for name, leaf in zip(loss.names, loss.leaves(off), strict=True)}
     return [
         name for name in sorted(sizes, key=lambda n: -sizes[n]) if sizes[name] > 0.1 * max(sizes.values())
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +13,34 @@ from torch.utils.data import Dataset
 
 from gradflow.checks import check_count
 from gradflow.errors import CheckWarning, InvalidInputError, InvalidTypeError
-from gradflow.loss.check import LEVELS, CheckLevel, CheckReport, enforce, examine
-from gradflow.loss.checkpointing import DIFFERENTIATED_LATER
-from gradflow.loss.criteria import is_cross_entropy
-from gradflow.loss.empirical import EmpiricalRisk
-from gradflow.loss.linearization import Linearization, value_and_gradient
-from gradflow.loss.minibatch import MiniBatch
-from gradflow.loss.source import CallableLoss, LossSource, accumulate
+from gradflow.loss.check import CheckLevel, CheckReport, examine
+from gradflow.loss.linearization import Count, Linearization
+
+if TYPE_CHECKING:
+    from gradflow.loss.network import NetworkLoss
+    from gradflow.loss.weighted_sum import WeightedSum
+
+
+class Evaluation(NamedTuple):
+    """Value, shape (), and gradient, shape (P,), of a loss, with the accuracy that its forward pass gave.
+
+    The accuracy has shape () and stays where θ is until it is read; None if it wasn't asked for, or the loss doesn't
+    classify.
+    """
+
+    value: Tensor
+    gradient: Tensor
+    accuracy: Tensor | None
 
 
 class LossFunction:
     """The loss of a network over a whole data set, as a function of flat parameters θ.
 
-    It is evaluated on θ's device and in θ's dtype (float32 or float64), whichever the net was built in;
+    Losses are values that add up: ``a + b``, ``a - b``, ``2.0 * a``, ``sum([a, b])``, and
+    ``a + 0.01 * gradflow.penalty(f)`` are losses, with exact values and derivatives. Accuracy, and what is known of
+    the data, are then those of the first term that has data.
+
+    A network's loss is evaluated on θ's device and in θ's dtype (float32 or float64), whichever the net was built in;
     the data are moved once. Nothing that it is given is changed: net, criterion, data set and θ come back
     as they were, batch-norm's running statistics included.
 
@@ -58,19 +73,24 @@ class LossFunction:
     Attributes
     ----------
     n_parameters : int or None
-        P; None for a callable.
+        P, the length of θ; None for a callable.
+    names : tuple of str
+        Of the parameters that θ is cut into by :meth:`leaves`.
     n_outputs : int or None
         Numbers that the net gives per sample; None for a callable.
     n_samples : int or None
+        Samples in the data set; None for a callable.
+    memory_budget : int or None
+        Bytes that graphs and data may take; None for a callable.
     classifies : bool
         Whether the targets are classes, so that :meth:`evaluate` gives an accuracy.
     device, dtype
         Of the net; None for a callable.
-    source : LossSource
-        Its terms, as the linearization differentiates them.
     stiff_dim : int or None
         Expected dimension of the stiff subspace: the number of outputs, minus one for cross-entropy
         (Lowell & Kastner 2024).
+    kinks : sequence of str
+        Modules of the net with kinks, such as ReLU, by class name; functions aren't seen.
 
     Raises
     ------
@@ -97,38 +117,48 @@ class LossFunction:
     True
     """
 
-    def __init__(
-        self,
-        dataset: Dataset[Any],
-        criterion: Callable[..., Tensor],
-        net: nn.Module,
-        *,
-        batch_size: int | None = None,
-        memory_budget: int | None = None,
-        allow_tf32: bool = False,
-        check: CheckLevel | None = "full",
-        **dataloader_kwargs: Any,
-    ) -> None:
-        if check is not None and check not in LEVELS:
-            raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
-        risk = EmpiricalRisk(
-            dataset,
-            criterion,
-            net,
-            batch_size=batch_size,
-            memory_budget=memory_budget,
-            allow_tf32=allow_tf32,
-            loader_options=dataloader_kwargs,
-        )
-        self.source: LossSource = risk
-        self._risk: EmpiricalRisk | None = risk
-        self._labels: dict[str, Any] = {}
-        self._rounds: str | None = None  # what to warn of when θ is in float64
-        if check is not None:
-            self._rounds = enforce(examine(risk, risk.layout.flatten(), check), risk)
+    names: tuple[str, ...]
+    n_parameters: int | None = None
+    n_outputs: int | None = None
+    n_samples: int | None = None
+    memory_budget: int | None = None
+    classifies: bool = False
+    device: torch.device | None = None
+    dtype: torch.dtype | None = None
+    stiff_dim: int | None = None
+    kinks: Sequence[str] = ()
 
-    @classmethod
-    def from_callable(cls, function: Callable[[Tensor], Tensor]) -> LossFunction:
+    _labels: dict[str, Any]
+    _rounds: str | None = None  # what to warn of when θ is in float64
+    __array_ufunc__ = None  # numpy's numbers leave `number * loss` to the loss
+
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            dataset: Dataset[Any],
+            criterion: Callable[..., Tensor],
+            net: nn.Module,
+            *,
+            batch_size: int | None = None,
+            memory_budget: int | None = None,
+            allow_tf32: bool = False,
+            check: CheckLevel | None = "full",
+            **dataloader_kwargs: Any,
+        ) -> None: ...
+
+    else:
+
+        def __new__(cls, *args: Any, **kwargs: Any) -> LossFunction:
+            """Make the loss of a network, unless it is another kind of loss that is made."""
+            if cls is LossFunction:
+                from gradflow.loss.network import NetworkLoss
+
+                cls = NetworkLoss
+            return super().__new__(cls)
+
+    @staticmethod
+    def from_callable(function: Callable[[Tensor], Tensor]) -> LossFunction:
         """Make a loss of any differentiable scalar function of flat θ.
 
         Parameters
@@ -146,76 +176,80 @@ class LossFunction:
         >>> bowl.hvp(torch.zeros(2), torch.tensor([1.0, 2.0]))
         tensor([1., 2.])
         """
-        if not callable(function):
-            raise InvalidTypeError(f"Expected a callable theta -> scalar, got {type(function).__name__}.")
-        loss = cls.__new__(cls)
-        loss.source = CallableLoss(function)
-        loss._risk = None
-        loss._labels = {}
-        loss._rounds = None
-        return loss
+        from gradflow.loss.callable import CallableLoss
+
+        return CallableLoss(function)
+
+    # ------------------------------------------------------------------ sums and multiples
+
+    def __add__(self, other: object) -> LossFunction:
+        return self._plus(other, 1.0)
+
+    def __radd__(self, other: object) -> LossFunction:
+        # sum() starts with 0.
+        return self if isinstance(other, int) and other == 0 else self._plus(other, 1.0)
+
+    def __sub__(self, other: object) -> LossFunction:
+        return self._plus(other, -1.0)
+
+    def __neg__(self) -> LossFunction:
+        return -1.0 * self
+
+    def __mul__(self, weight: float) -> LossFunction:
+        from gradflow.loss.weighted_sum import WeightedSum
+
+        return WeightedSum([(weight, self)])
+
+    __rmul__ = __mul__
+
+    def _plus(self, other: object, weight: float) -> WeightedSum:
+        from gradflow.loss.weighted_sum import WeightedSum
+
+        if not isinstance(other, LossFunction):
+            raise InvalidTypeError(
+                f"Expected a loss to add to a loss, got {type(other).__name__}. gradflow.penalty(f) makes one of a "
+                "function of θ."
+            )
+        return WeightedSum([(1.0, self), (weight, other)])
 
     # ------------------------------------------------------------------ what it is
 
     @property
-    def n_parameters(self) -> int | None:
-        """P, the length of θ."""
-        return self.source.n_parameters
+    def source(self) -> Any:
+        """The loss itself: the name under which its terms were kept apart from it."""
+        return self
 
     @property
-    def n_outputs(self) -> int | None:
-        """Numbers that the net gives per sample."""
-        return self._risk.n_outputs if self._risk else None
+    def data_term(self) -> NetworkLoss | None:
+        """The first loss of a network in it; None if there is none."""
+        return None
 
-    @property
-    def n_samples(self) -> int | None:
-        """Number of samples in the data set."""
-        return self._risk.data.n_samples if self._risk else None
+    def leaves(self, theta: Tensor) -> list[Tensor]:
+        """Cut θ, shape (P,), into tensors, one for each of the names."""
+        raise NotImplementedError
 
-    @property
-    def memory_budget(self) -> int | None:
-        """Bytes that graphs and data may take; None for a callable."""
-        return self._risk.memory_budget if self._risk else None
+    def keeps_graphs(self, dtype: torch.dtype, *, order: int = 2) -> bool:
+        """Whether the graphs of all terms at a θ of some dtype fit in memory together.
 
-    @property
-    def classifies(self) -> bool:
-        """Whether the targets are classes, so that there is an accuracy."""
-        return self._risk is not None and self._risk.classifies
-
-    @property
-    def device(self) -> torch.device | None:
-        """Device of the net."""
-        return self._risk.device if self._risk else None
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """Dtype of the net."""
-        return self._risk.dtype if self._risk else None
-
-    @property
-    def stiff_dim(self) -> int | None:
-        """Expected dimension of the stiff subspace."""
-        if self._risk is None:
-            return None
-        n = self._risk.n_outputs
-        return max(1, n - 1) if is_cross_entropy(self._risk.criterion) else n
-
-    @property
-    def kinks(self) -> list[str]:
-        """Modules of the net with kinks, such as ReLU, by class name; functions aren't seen."""
-        return self._risk.kinks if self._risk else []
+        Parameters
+        ----------
+        dtype : torch.dtype
+        order : {2, 3}
+            Of the derivatives that the graphs are for.
+        """
+        raise NotImplementedError
 
     def describe(self) -> dict[str, Any]:
         """Return what a record should say of the loss, as JSON values."""
-        return self._labels | self.source.describe()
+        raise NotImplementedError
 
     def fingerprint(self) -> str:
         """Hash what the loss is of: data (256 samples where they aren't tensors), and what in the net isn't θ."""
-        return self.source.fingerprint()
+        raise NotImplementedError
 
     def label(self, **labels: Any) -> LossFunction:
         """Add names (data set, architecture, …) to what :meth:`describe` says; returns itself."""
-        self._labels |= labels
+        self._labels = self._labels | labels
         return self
 
     def first(self, n: int) -> LossFunction:
@@ -232,17 +266,15 @@ class LossFunction:
         >>> LossFunction(dataset, nn.MSELoss(), nn.Linear(2, 1)).first(4).n_samples
         4
         """
-        N = self._need_net("first()").data.n_samples
+        self.check_rows("first()")
         check_count("n", n, least=1)
-        return self if n >= N else self.subset(range(n)).label(first=n)
+        assert self.n_samples is not None
+        return self if n >= self.n_samples else self.subset(range(n)).label(first=n)
 
     def subset(self, rows: Sequence[int]) -> LossFunction:
         """Return the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
-        loss = LossFunction.__new__(LossFunction)
-        loss.source = loss._risk = self._need_net("subset()").subset(rows)
-        loss._labels = dict(self._labels)
-        loss._rounds = None
-        return loss
+        self.check_rows("subset()")
+        raise NotImplementedError
 
     def minibatch(self, rows: Tensor) -> LossFunction:
         """Return the loss over some samples, shape (b,), int64, by their numbers; nothing is checked again.
@@ -254,12 +286,21 @@ class LossFunction:
         >>> loss.minibatch(torch.tensor([2]))(torch.ones(1))
         tensor(4.)
         """
-        loss = LossFunction.__new__(LossFunction)
-        loss.source = MiniBatch(self._need_net("minibatch()"), rows)
-        loss._risk = None
-        loss._labels = self._labels
-        loss._rounds = None
-        return loss
+        self.check_rows("minibatch()")
+        raise NotImplementedError
+
+    def check_rows(self, what: str) -> None:
+        """Refuse `what` if no rows of data can be chosen: of a callable, or of several data sets at once."""
+        raise InvalidInputError(f"{what} needs a loss with data; this one is a callable.")
+
+    def on_few_samples(self, n: int) -> LossFunction:
+        """Return the loss on at most n samples, in one chunk, whose derivatives nobody has looked at yet."""
+        raise NotImplementedError
+
+    @property
+    def functions(self) -> list[str]:
+        """The subclasses of ``torch.autograd.Function`` that were seen in the graph of the loss."""
+        raise NotImplementedError
 
     def check(self, theta: Tensor | None = None, *, level: CheckLevel = "full") -> CheckReport:
         """Measure whether the loss is what it says: samples that don't touch each other, precision, derivatives.
@@ -289,7 +330,7 @@ class LossFunction:
         """
         theta = self.parameters() if theta is None else theta
         self.check_theta(theta)
-        report = examine(self.source, theta, level)
+        report = examine(self, theta, level)
         for finding in report:
             if not finding.passed:
                 warnings.warn(finding.message, CheckWarning, stacklevel=2)
@@ -325,11 +366,11 @@ class LossFunction:
         -------
         Tensor, shape (P,)
         """
-        risk = self._need_net("initialize_parameters()")
-        dtype = risk.dtype if dtype is None else dtype
+        term = self._need_net("initialize_parameters()")
+        dtype = term.dtype if dtype is None else dtype
         if dtype not in {torch.float32, torch.float64}:
             raise InvalidTypeError(f"Expected dtype float32 or float64, got {dtype}.")
-        return risk.layout.initialize(gain, seed).to(risk.device if device is None else device, dtype)
+        return term.layout.initialize(gain, seed).to(term.device if device is None else device, dtype)
 
     def state_dict(self, theta: Tensor) -> dict[str, Tensor]:
         """Return a state dict with θ in it, for ``load_state_dict`` of the plain net."""
@@ -348,25 +389,39 @@ class LossFunction:
             differentiated: by then its weights aren't θ. :meth:`gradient` and :meth:`linearize` do it right.
         """
         self.check_theta(theta)
-        if self.source.recomputes and theta.requires_grad and torch.is_grad_enabled():
-            raise InvalidInputError(DIFFERENTIATED_LATER)
-        value = None
-        leaves = self.source.leaves(theta)
-        with self.source.settings(theta), self.source.in_place(leaves):
-            for term in self.source.terms(theta):
-                value = accumulate(value, term(leaves))
-        assert value is not None
-        return value
+        return self._value(theta)
 
     def gradient(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """Evaluate the loss, shape (), and its gradient, shape (P,), at flat θ."""
         self.check_theta(theta)
-        return value_and_gradient(self.source, theta)
+        return self._evaluated(theta, accuracy=False)[:2]
 
-    def linearize(self, theta: Tensor) -> Linearization:
-        """Evaluate value and gradient at θ and keep what many Hessian–vector products there need."""
+    def evaluated(self, theta: Tensor, *, accuracy: bool = False) -> Evaluation:
+        """Evaluate loss and gradient at flat θ, and the accuracy from the same forward pass if it is asked for."""
         self.check_theta(theta)
-        return Linearization(self.source, theta)
+        return self._evaluated(theta, accuracy=accuracy)
+
+    def linearize(
+        self,
+        theta: Tensor,
+        count: Count = None,
+        *,
+        count_third: Count = None,
+        accuracy: bool = False,
+    ) -> Linearization:
+        """Evaluate value and gradient at θ and keep what many Hessian–vector products there need.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (P,)
+        count, count_third : callable, optional
+            Called with the number of products, for those with the Hessian and those with third derivatives.
+        accuracy : bool, default False
+            Count on the way what the network classifies right.
+        """
+        self.check_theta(theta)
+        keep = self.keeps_graphs(theta.dtype)
+        return self._linearized(theta, count=count, count_third=count_third, accuracy=accuracy, keep=keep)
 
     def hvp(self, theta: Tensor, vectors: Tensor) -> Tensor:
         """Multiply vectors, shape (P,) or (P, k), by the Hessian at θ.
@@ -378,17 +433,28 @@ class LossFunction:
     def evaluate(self, theta: Tensor) -> tuple[float, float]:
         """Return (loss, accuracy) without derivatives; accuracy is NaN where the targets aren't classes."""
         self.check_theta(theta)
-        if self._risk is None:
-            with torch.no_grad():
-                return float(self(theta)), float("nan")
-        return self._risk.evaluate(theta)
+        return self._evaluate(theta)
 
-    def _need_net(self, what: str) -> EmpiricalRisk:
-        if self._risk is None:
+    def _value(self, theta: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _evaluated(self, theta: Tensor, *, accuracy: bool) -> Evaluation:
+        raise NotImplementedError
+
+    def _linearized(
+        self, theta: Tensor, *, count: Count, count_third: Count, accuracy: bool, keep: bool
+    ) -> Linearization:
+        raise NotImplementedError
+
+    def _evaluate(self, theta: Tensor) -> tuple[float, float]:
+        raise NotImplementedError
+
+    def _need_net(self, what: str) -> NetworkLoss:
+        if self.data_term is None:
             raise InvalidInputError(
                 f"{what} needs a network; this loss is a callable. Pass θ yourself (params=…)."
             )
-        return self._risk
+        return self.data_term
 
     def check_theta(self, theta: Tensor) -> None:
         """Refuse what can't be θ: not a tensor, wrong shape, a dtype other than float32 and float64."""

@@ -2,62 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gradflow.loss.data import move
-from gradflow.loss.empirical import EmpiricalRisk
-from gradflow.loss.source import Term
+from gradflow.loss.data import Chunk, move
+from gradflow.loss.network import NetworkLoss
 
 
-class MiniBatch:
-    """The mean over some samples, as a loss source of its own.
+class MiniBatchLoss(NetworkLoss):
+    """The mean over some samples, which are collated at every evaluation; made by :meth:`LossFunction.minibatch`.
+
+    Net, criterion, and what is known of them are those of the loss over all samples.
 
     Parameters
     ----------
-    risk : EmpiricalRisk
+    whole : NetworkLoss
         The loss over all samples.
     rows : Tensor, shape (b,), int64
         Which samples.
     """
 
-    def __init__(self, risk: EmpiricalRisk, rows: Tensor) -> None:
-        self._risk = risk
-        self._rows = rows
-        self.n_parameters = risk.n_parameters
-        self.names = risk.names
-        self.leaves = risk.leaves
-        self.settings = risk.settings
-        self.second = risk.second
-        self.recomputes = risk.recomputes
+    def __init__(self, whole: NetworkLoss, rows: Tensor) -> None:
+        vars(self).update(vars(whole))
+        self.n_samples = len(rows)
+        self.rows = rows
+        self._rounds = None  # the whole has warned
 
-    def terms(self, theta: Tensor) -> Iterator[Term]:
-        """Return one term per chunk; a mini-batch is usually one."""
-        data = self._risk.data
+    def chunks(self, theta: Tensor) -> tuple[Sequence[Chunk], Sequence[float]]:
+        """Return the chunks, and how much each has of what the criterion averages over; usually there is one."""
         # Where all samples are one chunk, so is a mini-batch that takes some of them twice.
-        parts = self._rows.split(data.chunk_size) if data.n_chunks > 1 else [self._rows]
-        chunks = [move(data.rows(part), theta.device, theta.dtype) for part in parts]
-        yield from self._risk.terms_of(chunks, [len(part) for part in parts])
+        parts = self.rows.split(self.data.chunk_size) if self.data.n_chunks > 1 else [self.rows]
+        chunks = [move(self.data.rows(part), theta.device, theta.dtype) for part in parts]
+        sizes = [len(part) for part in parts]
+        if len(chunks) == 1:
+            return chunks, [float(sizes[0])]
+        pairs = zip(chunks, sizes, strict=True)
+        return chunks, [self.chunked.denominator(target, n) for (_, target), n in pairs]
 
-    def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
-        """As for all samples."""
-        return self._risk.in_place(leaves)
-
-    def keeps_graphs(self, theta: Tensor) -> bool:
+    def keeps_graphs(self, dtype: torch.dtype, *, order: int = 2) -> bool:
         """Whether the graphs of all chunks fit in the memory budget: a chunk's does."""
-        return self._risk.data.n_chunks == 1 or len(self._rows) <= self._risk.data.chunk_size
+        return self.data.n_chunks == 1 or len(self.rows) <= self.data.chunk_size
 
-    def batches_products(self, theta: Tensor) -> bool:
-        """As for all samples."""
-        return self._risk.batches_products(theta)
+    def minibatch(self, rows: Tensor) -> MiniBatchLoss:
+        """Return the loss over some of these samples, by their numbers among them."""
+        return MiniBatchLoss(self, self.rows[rows])
 
-    def fingerprint(self) -> str:
-        """As for all samples."""
-        return self._risk.fingerprint()
+    def subset(self, rows: Sequence[int]) -> NetworkLoss:
+        """Return the loss over some of these samples, by their numbers among them."""
+        return super().subset(self.rows[list(rows)].tolist())
 
     def describe(self) -> dict[str, Any]:
         """Say how many samples."""
-        return self._risk.describe() | {"n_samples": len(self._rows)}
+        return super().describe() | {"n_samples": len(self.rows)}

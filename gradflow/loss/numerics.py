@@ -12,7 +12,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gradflow.autocast import without_autocast
-from gradflow.loss.second_derivatives import WrittenOutWeightNorm
+from gradflow.loss.written_out import WrittenOutWeightNorm
 
 
 @contextmanager

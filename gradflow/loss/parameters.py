@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gradflow.errors import InvalidInputError
+from gradflow.errors import InvalidInputError, InvalidTypeError
 
 _NORM_LAYERS = tuple(
     getattr(nn, name)
@@ -123,3 +124,23 @@ def aligned(part: Tensor) -> Tensor:
     """Copy a part of a vector, or of several in rows, where ``torch.view_as_complex`` wouldn't take it as it lies."""
     even = part.storage_offset() % 2 == 0 and (part.is_contiguous() or part.stride(0) % 2 == 0)
     return part if even else part.clone(memory_format=torch.contiguous_format)
+
+
+def as_flat(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors into one of shape (P,)."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Return where all of a net's parameters are, and in what; refuse a net of several."""
+    devices = sorted({str(p.device) for p in net.parameters()})
+    dtypes = sorted({str(p.dtype) for p in net.parameters()})
+    if len(devices) != 1 or len(dtypes) != 1:
+        raise InvalidInputError(
+            f"Expected all of the net's parameters on one device and in one dtype, got {', '.join(devices)} and "
+            f"{', '.join(dtypes)}. Call net.to(device, dtype)."
+        )
+    first = next(net.parameters())
+    if first.dtype not in {torch.float32, torch.float64}:
+        raise InvalidTypeError(f"Expected a net in float32 or float64, got {first.dtype}. Call net.float().")
+    return first.device, first.dtype

@@ -112,8 +112,10 @@ def _derived(module: nn.Module) -> dict[str, object]:
     }
 
 
-def check_replaceable(net: nn.Module) -> None:
-    """Refuse a net whose parameters can't be replaced: compiled by TorchScript, or copied to several devices."""
+def check_replaceable(net: object) -> None:
+    """Refuse what isn't a net, or whose parameters can't be replaced: of TorchScript, or copied to several devices."""
+    if not isinstance(net, nn.Module):
+        raise InvalidTypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}.")
     if isinstance(net, nn.DataParallel):
         raise InvalidTypeError(
             "Expected a net without DataParallel, which copies its parameters. Pass net.module."

@@ -1,35 +1,44 @@
-"""Whether the second derivatives of a loss can be had by differentiating its gradient."""
+"""Whether the second and third derivatives of a loss can be had by differentiating its gradient."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
-from torch.overrides import TorchFunctionMode
 
 from gradflow.errors import InexactDerivativeError
 
+# In names of operations.
+_NORMS = ("BatchNorm", "LayerNorm", "RmsNorm", "RMSNorm")
 _NEVER_MIND = "Losses, gradients and the methods that take nothing else go on working."
 
 
 class SecondDerivatives:
-    """What is known of a loss's products with its Hessian.
+    """What is known of a loss's products with its Hessian, and with third derivatives.
 
     Attributes
     ----------
     wrong : str or None
         Why products with the Hessian would be wrong; None as far as is known.
+    wrong_third : str or None
+        The same for third derivatives.
+    third_is_checked : bool
+        Third derivatives have been set against differences, or aren't to be.
     functions : list of str
         The subclasses of ``torch.autograd.Function`` that were seen.
+    normalizes : bool
+        The gradient comes from a norm layer of torch, whose third derivatives may be wrong.
     """
 
     def __init__(self) -> None:
         self.wrong: str | None = None
+        self.wrong_third: str | None = None
+        self.third_is_checked = False
         self.functions: list[str] = []
-        self._seen = False
+        self.normalizes = False
+        self._seen = self._seen_third = False
 
     def look(self, value: Tensor, gradient: Sequence[Tensor]) -> None:
         """Search the graph of a gradient, once, for operations that can't be differentiated again.
@@ -41,7 +50,9 @@ class SecondDerivatives:
             self._seen = True
             functions = _custom_functions(value)
             self.functions = sorted(functions)
-            self.wrong = self.wrong or _undifferentiable(gradient, functions)
+            names = {node.name() for node in graph_nodes(gradient)}
+            self.normalizes = any(norm in name for name in names for norm in _NORMS)
+            self.wrong = self.wrong or _undifferentiable(names, functions)
         self.demand()
 
     def demand(self) -> None:
@@ -49,9 +60,25 @@ class SecondDerivatives:
         if self.wrong is not None:
             raise InexactDerivativeError(self.wrong)
 
+    def look_third(self, product: Tensor) -> None:
+        """Search the graph of a product H·u, once, as :meth:`look` does with that of a gradient."""
+        if not self._seen_third:
+            self._seen_third = True
+            if "torch::autograd::Error" in {node.name() for node in graph_nodes([product])}:
+                self.wrong_third = (
+                    "There are no third derivatives: H·u comes from an operation whose second derivative can't be "
+                    "differentiated (once_differentiable). Use an implementation in plain torch. Gradients and H·v "
+                    "go on working."
+                )
+        self.demand_third()
 
-def _undifferentiable(gradient: Sequence[Tensor], functions: dict[str, Any]) -> str | None:
-    names = {node.name() for node in graph_nodes(gradient)}
+    def demand_third(self) -> None:
+        """Raise what is known to be wrong with third derivatives."""
+        if self.wrong_third is not None:
+            raise InexactDerivativeError(self.wrong_third)
+
+
+def _undifferentiable(names: set[str], functions: dict[str, Any]) -> str | None:
     if "torch::autograd::Error" in names:
         once = sorted(name for name, made in functions.items() if hasattr(made.backward, "__wrapped__"))
         return (
@@ -84,22 +111,3 @@ def graph_nodes(tensors: Iterable[Tensor]) -> Iterator[Any]:
             if parent is not None and parent not in seen:
                 seen.add(parent)
                 waiting.append(parent)
-
-
-class WrittenOutWeightNorm(TorchFunctionMode):
-    """Evaluate ``torch._weight_norm`` by its formula, g·v/‖v‖.
-
-    The second derivative of torch's fused kernel is wrong (torch 2.13), by 4–17 % of a product with the Hessian.
-    """
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Replace the one function; pass all others on."""
-        if func is torch._weight_norm:
-            return _weight_norm(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
-
-
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
-    return v * (g / torch.norm_except_dim(v, 2, dim))

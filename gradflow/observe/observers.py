@@ -53,7 +53,7 @@ class Scalars:
             "gradient_norm": float(torch.linalg.vector_norm(point.gradient, dtype=torch.float64)),
         }
         if self._loss.classifies:
-            values["train_accuracy"] = self._loss.evaluate(point.theta)[1]
+            values["train_accuracy"] = point.accuracy
         return values
 
 

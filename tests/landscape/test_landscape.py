@@ -230,7 +230,7 @@ def test_nothing_given_is_modified(generator):
     assert all(torch.equal(one, two) for one, two in zip(before, after, strict=True))
     assert x == [-1.0, 0.0, 1.0]
     assert θ.grad is None
-    assert all(p.grad is None for p in loss.source.net.parameters())
+    assert all(p.grad is None for p in loss.net.parameters())
     assert flat.loss.shape == (3, 3)
 
 
@@ -347,19 +347,19 @@ def test_principal_directions_of_a_run():
 def test_random_directions_have_the_norms_of_the_filters(generator):
     loss = classifier(generator)
     θ = loss.parameters()
-    parts = dict(zip(loss.source.names, loss.source.leaves(θ), strict=True))
+    parts = dict(zip(loss.names, loss.leaves(θ), strict=True))
     for d in landscape.random_directions(loss, θ, 2, seed=5):
-        moved = dict(zip(loss.source.names, loss.source.leaves(d.vector), strict=True))
+        moved = dict(zip(loss.names, loss.leaves(d.vector), strict=True))
         for name in ("0.weight", "4.weight"):
             of_d, of_theta = (p[name].flatten(1).norm(dim=1) for p in (moved, parts))
             torch.testing.assert_close(of_d, of_theta, rtol=1e-12, atol=0)
         for name in ("0.bias", "1.weight", "1.bias", "4.bias"):
             assert not moved[name].any(), name
     with_biases = landscape.random_directions(loss, θ, 1, biases=True)[0]
-    for part, w in zip(loss.source.leaves(with_biases.vector), parts.values(), strict=True):
+    for part, w in zip(loss.leaves(with_biases.vector), parts.values(), strict=True):
         assert float(part.norm()) == pytest.approx(float(w.norm()))
     by_layer = landscape.random_directions(loss, θ, 1, normalize="layer")[0]
-    moved = dict(zip(loss.source.names, loss.source.leaves(by_layer.vector), strict=True))
+    moved = dict(zip(loss.names, loss.leaves(by_layer.vector), strict=True))
     assert float(moved["0.weight"].norm()) == pytest.approx(float(parts["0.weight"].norm()))
     rows = moved["0.weight"].flatten(1).norm(dim=1) / parts["0.weight"].flatten(1).norm(dim=1)
     assert float(rows.max() / rows.min()) > 1.01
@@ -387,7 +387,7 @@ def test_filters_of_a_transposed_convolution_are_of_its_outputs(generator, group
     for out in range(6):
         g, j = divmod(out, 6 // groups)
         rows = slice(g * 4 // groups, (g + 1) * 4 // groups)
-        of_d, of_theta = (loss.source.leaves(v)[0][rows, j].norm() for v in (d.vector, θ))
+        of_d, of_theta = (loss.leaves(v)[0][rows, j].norm() for v in (d.vector, θ))
         assert float(of_d) == pytest.approx(float(of_theta))
 
 

@@ -111,7 +111,7 @@ def test_the_physical_batch_is_the_ghost_batch(batch_size):
     """With batch-norm the loss is the mean over fixed batches, each normalised by itself, as the plain net does."""
     train, test, theta = problems.load("digits", "cnn-bn-tanh", "mse", dtype=double, batch_size=batch_size)
     for loss, n in ((train, 1437), (test, 360)):
-        inputs, targets = loss.source.data.dataset.tensors
+        inputs, targets = loss.data.dataset.tensors
         with torch.random.fork_rng():
             net = make_network("cnn-bn-tanh", (1, 8, 8), 10).double().train()
         nn.utils.vector_to_parameters(theta, net.parameters())
@@ -122,7 +122,7 @@ def test_the_physical_batch_is_the_ghost_batch(batch_size):
         assert float(loss(theta)) == pytest.approx(total.item() / n, rel=1e-12)
         assert loss.evaluate(theta)[0] == pytest.approx(total.item() / n, rel=1e-12)
     assert train.describe()["batch_size"] == batch_size
-    buffers = dict(train.source.net.named_buffers())
+    buffers = dict(train.net.named_buffers())
     assert float(buffers["2.running_mean"].abs().max()) == 0  # its running statistics stay as they were
 
 

@@ -351,11 +351,11 @@ def test_the_default_device_changes_nothing():
 
 
 def test_only_what_is_made_anew_is_checked(monkeypatch):
-    from gradflow.loss import function
+    from gradflow.loss import network
 
     calls = []
-    examine = function.examine
-    monkeypatch.setattr(function, "examine", lambda *args: calls.append(args[2]) or examine(*args))
+    examine = network.examine
+    monkeypatch.setattr(network, "examine", lambda *args: calls.append(args[2]) or examine(*args))
     loss = made(lambda: nn.Linear(3, 2), check="fast")
     assert calls == ["fast"]
     loss.first(4).gradient(loss.parameters())
@@ -494,7 +494,7 @@ def test_a_loss_that_cannot_be_evaluated_does_not_pass():
     with pytest.warns(CheckWarning, match="The loss fails with RuntimeError: no such thing"):
         assert not LossFunction.from_callable(broken).check(torch.ones(2)).passed
     loss = made(lambda: nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), batch_size=N)
-    loss.source.net.eval()
+    loss.net.eval()
     with pytest.warns(CheckWarning, match="switched between train and eval mode"):
         assert not loss.check().passed
 

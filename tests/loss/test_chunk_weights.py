@@ -87,7 +87,7 @@ def test_packed_graphs_weigh_by_nodes(criterion, target, outputs, by):
             data, criterion, linear(3, outputs), batch_size=batch_size, collate_fn=packed
         )
     )
-    assert loss.source.chunked.weighted_by == by
+    assert loss.chunked.weighted_by == by
     # a mini-batch of several chunks is its own mean over nodes
     rows = torch.tensor([5, 3, 1, 0, 9, 5])
     X, Y = packed([data[i] for i in rows.tolist()])
@@ -122,7 +122,7 @@ def test_targets_of_graphs_weigh_by_graphs():
             collate_fn=collate,
         )
     )
-    assert loss.source.chunked.weighted_by == "items"
+    assert loss.chunked.weighted_by == "items"
 
 
 def test_items_joined_along_another_dimension_weigh_by_elements():
@@ -146,7 +146,7 @@ def test_items_joined_along_another_dimension_weigh_by_elements():
             collate_fn=collate,
         )
     )
-    assert loss.source.chunked.weighted_by == "elements"
+    assert loss.chunked.weighted_by == "elements"
 
 
 def test_items_that_the_trial_did_not_see_decide_too():
@@ -160,8 +160,8 @@ def test_items_that_the_trial_did_not_see_decide_too():
             data, F.mse_loss, linear(3, 1), batch_size=batch_size, collate_fn=packed
         )
     )
-    assert loss.source.chunked.weighted_by == "rows"
-    assert set(loss.source.data.spread(16).tolist()) <= rows
+    assert loss.chunked.weighted_by == "rows"
+    assert set(loss.data.spread(16).tolist()) <= rows
 
 
 # ---------------------------------------------------------------------- tokens
@@ -490,9 +490,7 @@ def test_what_a_criterion_reads_and_theta_has_not_is_refused():
 
     joint = LossFunction(data, both["scales"], Joint())
     assert joint.n_parameters == frozen.n_parameters + 2
-    names = dict(
-        zip(joint.source.names, joint.source.leaves(joint.gradient(joint.parameters())[1]), strict=True)
-    )
+    names = dict(zip(joint.names, joint.leaves(joint.gradient(joint.parameters())[1]), strict=True))
     assert float(names["parts.scales.log_scale"].norm()) > 0
 
 

@@ -86,8 +86,8 @@ def test_rebuilt_graphs_give_the_products_of_kept_ones(generator):
     theta = point(case, kept, generator)
     # a budget that holds a chunk's graph, not all
     tight = LossFunction(case.dataset, case.criterion, case.net, batch_size=4, memory_budget=1)
-    assert kept.source.keeps_graphs(theta)
-    assert not tight.source.keeps_graphs(theta)
+    assert kept.keeps_graphs(theta.dtype)
+    assert not tight.keeps_graphs(theta.dtype)
     V = torch.randn(len(theta), 3, generator=generator, dtype=theta.dtype)
     assert torch.equal(kept.linearize(theta).hvp(V), tight.linearize(theta).hvp(V))
     assert torch.equal(kept.linearize(theta).gradient, tight.linearize(theta).gradient)
@@ -457,18 +457,18 @@ def test_subclasses_of_tensor_dataset_and_collate_functions_have_their_say():
         return 10 * X, Y
 
     plain = small()
-    X, Y = plain.source.data.dataset.tensors
+    X, Y = plain.data.dataset.tensors
     theta = plain.parameters()
-    expected = float(LossFunction(TensorDataset(10 * X, Y), nn.MSELoss(), plain.source.net)(theta))
-    assert float(LossFunction(Scaled(X, Y), nn.MSELoss(), plain.source.net)(theta)) == pytest.approx(expected)
-    assert float(
-        LossFunction(TensorDataset(X, Y), nn.MSELoss(), plain.source.net, collate_fn=tenfold)(theta)
-    ) == (pytest.approx(expected))
+    expected = float(LossFunction(TensorDataset(10 * X, Y), nn.MSELoss(), plain.net)(theta))
+    assert float(LossFunction(Scaled(X, Y), nn.MSELoss(), plain.net)(theta)) == pytest.approx(expected)
+    assert float(LossFunction(TensorDataset(X, Y), nn.MSELoss(), plain.net, collate_fn=tenfold)(theta)) == (
+        pytest.approx(expected)
+    )
 
 
 def test_a_net_that_works_in_place_leaves_the_data_alone():
     loss = small(net=lambda: nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)))
-    X = loss.source.data.dataset.tensors[0]
+    X = loss.data.dataset.tensors[0]
     before = X.clone()
     theta = loss.parameters()
     assert float(loss(theta)) == float(loss.gradient(theta)[0]) == loss.evaluate(theta)[0]
@@ -492,7 +492,7 @@ def test_dropout_is_found_where_the_values_do_not_show_it():
     with pytest.raises(NonDeterministicLossError, match="draws random numbers"):
         small(lambda o, y: (nn.functional.dropout(o, 1e-6) - y).square().mean())
     loss = small(net=lambda: dead().eval())
-    loss.source.net.train()
+    loss.net.train()
     for call in (loss, loss.gradient, loss.linearize, loss.evaluate):
         with pytest.raises(InvalidInputError, match="switched between train and eval mode"):
             call(loss.parameters())
@@ -549,10 +549,10 @@ def test_hooks_and_buffers_of_net_and_criterion_are_left_as_they_were():
             Counting(), net=lambda: nn.Sequential(nn.utils.weight_norm(nn.Linear(3, 4)), nn.Linear(4, 2))
         )
     theta = loss.parameters()
-    weight = loss.source.net[0].weight
+    weight = loss.net[0].weight
     loss.linearize(theta + 1).hvp(theta)
-    assert loss.source.net[0].weight is weight
-    assert float(loss.source.criterion.n) == 0
+    assert loss.net[0].weight is weight
+    assert float(loss.criterion.n) == 0
 
 
 def test_ragged_batch_norm_and_other_mistakes_are_named():
@@ -564,6 +564,6 @@ def test_ragged_batch_norm_and_other_mistakes_are_named():
     with pytest.raises(TypeError, match=r"got the class: MSELoss\(\)"):
         small(nn.MSELoss)
     with pytest.raises(TypeError, match=r"Wrap it: torch\.utils"):
-        LossFunction((torch.zeros(3, 2), torch.zeros(3, 2)), nn.MSELoss(), small().source.net)
+        LossFunction((torch.zeros(3, 2), torch.zeros(3, 2)), nn.MSELoss(), small().net)
     with pytest.raises(InvalidInputError, match="lazy parameters"):
         small(net=lambda: nn.LazyLinear(2))

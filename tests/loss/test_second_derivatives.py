@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 import gradflow
 from gradflow import LossFunction, SpectrumService
 from gradflow.errors import InexactDerivativeError, InvalidInputError
-from gradflow.loss.second_derivatives import WrittenOutWeightNorm
+from gradflow.loss.written_out import WrittenOutWeightNorm
 
 
 def build(factory):
@@ -54,7 +54,7 @@ def test_weight_normalization_is_exact(kind, dim, generator):
     net = build(lambda: nn.Sequential(NORMS[kind](nn.Linear(3, 4), dim=dim), nn.Tanh(), nn.Linear(4, 2)))
     loss = regression(net)
     theta = loss.parameters()
-    X, Y = loss.source.data.dataset.tensors
+    X, Y = loss.data.dataset.tensors
     expected = torch.autograd.grad(nn.functional.mse_loss(net(X), Y), list(net.parameters()))
     assert relative(loss.gradient(theta)[1], torch.cat([g.reshape(-1) for g in expected])) < 1e-15
     v = torch.randn(theta.shape, generator=generator, dtype=double)
@@ -93,7 +93,7 @@ def test_what_cannot_be_differentiated_twice_is_refused_by_name(memory_budget, g
     )
     theta = loss.parameters()
     for _ in range(2):
-        with pytest.raises(InexactDerivativeError, match=r"once_differentiable\): bad_nets\.Once\."):
+        with pytest.raises(InexactDerivativeError, match=r"once_differentiable\): helpers\.bad_nets\.Once\."):
             loss.hvp(theta, theta)
     with pytest.raises(InexactDerivativeError, match="once_differentiable"):
         SpectrumService(loss).top(1, theta)

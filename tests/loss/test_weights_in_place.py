@@ -95,18 +95,18 @@ def test_checkpointing_changes_no_derivative(dtype, kwargs):
     # in another dtype than the net's
     other = theta.to(torch.float64 if dtype == torch.float32 else torch.float32)
     assert torch.equal(saving.hvp(other, V[:, 0].to(other)), plain.hvp(other, V[:, 0].to(other)))
-    assert saving.source.recomputes
-    assert not plain.source.recomputes
+    assert saving.recomputes
+    assert not plain.recomputes
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"batch_size": 6, "memory_budget": 1}])
 def test_checkpointing_leaves_the_running_statistics_alone(kwargs):
     plain, saving = (problem(call, norm=nn.BatchNorm1d, **kwargs) for call in (None, later))
-    before = copy.deepcopy(saving.source.net.state_dict())
+    before = copy.deepcopy(saving.net.state_dict())
     theta = elsewhere(plain)
     assert torch.equal(saving.hvp(theta, theta), plain.hvp(theta, theta))
     assert torch.equal(saving.gradient(theta)[1], plain.gradient(theta)[1])
-    assert all(torch.equal(before[k], v) for k, v in saving.source.net.state_dict().items())
+    assert all(torch.equal(before[k], v) for k, v in saving.net.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -173,7 +173,7 @@ def test_kept_graphs_count_the_gradients_of_all_chunks():
     vectors = (8 + 2) * 10_100 * 8
     for budget, kept in ((vectors, False), (1.1 * vectors, True)):
         loss = LossFunction(data, nn.MSELoss(), net, batch_size=1, memory_budget=int(budget))
-        assert loss.source.keeps_graphs(loss.parameters()) is kept
+        assert loss.keeps_graphs(loss.dtype) is kept
 
 
 def bytes_saved(loss):
@@ -197,8 +197,7 @@ def test_the_estimate_covers_what_kept_graphs_take(call, batch_size):
     data = TensorDataset(torch.randn(64, 16, generator=torch.Generator()), torch.zeros(64, 2))
     loss = LossFunction(data, nn.MSELoss(), net, batch_size=batch_size)
     taken = bytes_saved(loss)
-    source = loss.source
-    estimate = 64 * source._graph_bytes_per_sample + source.data.n_chunks * loss.n_parameters * 4
+    estimate = 64 * loss.graph_bytes_per_sample + loss.data.n_chunks * loss.n_parameters * 4
     assert taken <= estimate <= 4 * taken
 
 
@@ -228,7 +227,7 @@ def test_it_is_enough_that_one_layer_runs_again():
     with torch.random.fork_rng():
         net = Net()
     data = TensorDataset(torch.ones(5, 4), torch.zeros(5, 2))
-    assert LossFunction(data, nn.MSELoss(), net, check=None).source.recomputes
+    assert LossFunction(data, nn.MSELoss(), net, check=None).recomputes
 
 
 def test_a_checkpointed_net_may_have_parameters_that_it_does_not_use():
@@ -236,10 +235,8 @@ def test_a_checkpointed_net_may_have_parameters_that_it_does_not_use():
         net = Blocks(later)
     net.unused = nn.Parameter(torch.ones(3))
     loss = LossFunction(TensorDataset(torch.ones(5, 4), torch.zeros(5, 2)), nn.MSELoss(), net)
-    assert loss.source.recomputes
-    by_name = dict(
-        zip(loss.source.names, loss.source.leaves(loss.gradient(loss.parameters())[1]), strict=True)
-    )
+    assert loss.recomputes
+    by_name = dict(zip(loss.names, loss.leaves(loss.gradient(loss.parameters())[1]), strict=True))
     assert torch.equal(by_name["unused"], torch.zeros(3))
 
 
@@ -259,7 +256,7 @@ def test_memory_is_estimated_where_hooks_are_forbidden():
         torch.manual_seed(0)
         data, net = TensorDataset(torch.randn(6, 4), torch.randn(6, 2)), Derived()
     loss = LossFunction(data, nn.MSELoss(), net)
-    assert loss.source._graph_bytes_per_sample > 6 * 4  # more than its outputs
+    assert loss.graph_bytes_per_sample > 6 * 4  # more than its outputs
     w, b = net.inner.weight[0], net.inner.bias
     slopes = (1 - torch.tanh(data.tensors[0] @ w + b) ** 2)[:, None] * w
     expected = torch.autograd.grad((slopes[:, :2] - data.tensors[1]).square().mean(), (w, b))
@@ -299,7 +296,7 @@ def test_the_net_comes_back_after_an_error():
         with pytest.raises(ArithmeticError):
             call(theta)
         assert state(net) == before
-    assert loss.source._placement is None
+    assert loss._placement is None
 
 
 def test_losses_of_one_net_can_be_nested():
@@ -337,9 +334,9 @@ def test_parametrizations_and_old_hooks_follow_theta():
     theta = elsewhere(loss)
     value, gradient = loss.gradient(theta)
     assert state(net) == before
-    leaves = [leaf.requires_grad_(True) for leaf in loss.source.leaves(theta.clone())]
+    leaves = [leaf.requires_grad_(True) for leaf in loss.leaves(theta.clone())]
     with WrittenOutWeightNorm():
-        output = torch.func.functional_call(net, dict(zip(loss.source.names, leaves, strict=True)), X)
+        output = torch.func.functional_call(net, dict(zip(loss.names, leaves, strict=True)), X)
     expected = nn.functional.mse_loss(output, Y)
     grads = torch.autograd.grad(expected, leaves)
     assert torch.equal(value, expected.detach())

@@ -56,7 +56,7 @@ def test_architectures(arch, n_parameters):
         "hardtanh": "Hardtanh",
         "softplus": "Softplus",
     }
-    names = [type(m).__name__ for m in train.source.net]
+    names = [type(m).__name__ for m in train.net]
     assert names.count(activation[arch.split("-")[1]]) == (len(names) - 2) // 2
 
 
@@ -89,8 +89,8 @@ def test_seed_dtype_and_the_global_generator():
 def test_mse_is_half_the_squared_error_summed_over_one_hot_outputs():
     train, _, theta = problems.load("digits", "fc-tanh-depth1", "mse", dtype=torch.float64)
     data = load_data("digits")
-    train.source.net.load_state_dict(train.state_dict(theta))
-    output = train.source.net(data.train_inputs).detach()
+    train.net.load_state_dict(train.state_dict(theta))
+    output = train.net(data.train_inputs).detach()
     target = torch.eye(10).double()[data.train_targets]
     assert float(train(theta)) == pytest.approx(float(0.5 * ((output - target) ** 2).sum() / 1437), rel=1e-13)
     assert train.evaluate(theta)[1] == float((output.argmax(1) == data.train_targets).double().mean())

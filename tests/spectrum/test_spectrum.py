@@ -269,10 +269,10 @@ def test_hessian_eigenpairs_against_dense_and_scipy(network):
 def test_a_linear_net_has_each_eigenvalue_as_often_as_outputs(dtype):
     """The Hessian of the squared error is I ⊗ XᵀX/n: ten copies of each, none to be taken for the next."""
     train, _, _ = problems.load("digits", "fc-tanh", "mse", dtype=dtype)
-    data = train.source.data.dataset
+    data = train.data.dataset
     with torch.random.fork_rng():
         net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)).to(dtype)
-    loss = LossFunction(data, train.source.criterion, net)
+    loss = LossFunction(data, train.criterion, net)
     theta = loss.parameters()
     X = torch.cat([data.tensors[0].flatten(1), torch.ones(len(data), 1)], 1).double()
     largest = torch.linalg.eigvalsh(X.T @ X / len(data))[-1]

@@ -24,7 +24,7 @@ from gradflow.flows.base import Needs
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.step_size import FixedStep, StepSize
 from gradflow.loss import LossFunction
-from gradflow.loss.source import as_flat
+from gradflow.loss.parameters import as_flat
 
 MakesScheduler = Callable[[Optimizer], Any]
 
@@ -242,20 +242,20 @@ class TorchOptimizer(Integrator):
 
     def resolve(self, loss: LossFunction) -> TorchOptimizer:
         """Refuse mini-batches of a loss without data."""
-        if self.batch_size is not None and loss.n_samples is None:
-            raise InvalidInputError("batch_size needs a loss with data; this one is a callable.")
+        if self.batch_size is not None:
+            loss.check_rows("batch_size")
         return self
 
     def init(self, point: Point) -> Memory:
         """Return an optimiser that has taken no step."""
-        source = point.field.loss.source
-        parameters = [nn.Parameter(leaf) for leaf in source.leaves(point.theta.clone())]
-        bench = self._bench(source.names, parameters)
+        loss = point.field.loss
+        parameters = [nn.Parameter(leaf) for leaf in loss.leaves(point.theta.clone())]
+        bench = self._bench(loss.names, parameters)
         return Memory(bench, 0, bench.save())
 
     def step(self, point: Point, h: float, state: Memory) -> StepResult:
         """Let the optimiser take a step from θ, on a copy of it."""
-        bench, leaves = state.bench, point.field.loss.source.leaves
+        bench, leaves = state.bench, point.field.loss.leaves
         bench.load(state.saved)
         bench.place(leaves(point.theta.clone()))
         lr = bench.lr
@@ -299,7 +299,7 @@ class TorchOptimizer(Integrator):
             def closure() -> Tensor:
                 if fresh:
                     return fresh.pop()
-                loss, slope = batch.evaluate(as_flat([p.detach() for p in bench.parameters]))
+                loss, slope, _ = batch.evaluate(as_flat([p.detach() for p in bench.parameters]))
                 give(slope)
                 return loss
 

@@ -1,0 +1,56 @@
+"""How many samples a network classifies right, counted as its outputs are computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Tally:
+    """Counts of the samples that are classified right, summed over chunks.
+
+    They stay on the outputs' device, so that counting doesn't wait for it, until :attr:`accuracy` is read as a number.
+    """
+
+    def __init__(self) -> None:
+        self._counts: Tensor | None = None
+
+    def add(self, criterion: Callable[..., Any], output: Tensor, target: Tensor) -> None:
+        """Count one chunk."""
+        counts = count_correct(criterion, output.detach(), target)
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    @property
+    def accuracy(self) -> Tensor:
+        """Fraction that is right, shape (), float64; NaN if no sample has a class."""
+        if self._counts is None:
+            return torch.tensor(torch.nan, dtype=torch.float64, device="cpu")
+        right, counted = self._counts.double()
+        return torch.where(counted > 0, right / counted, torch.nan)
+
+
+def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> Tensor:
+    """Count the samples classified right, and those that count: shape (2,), int64; zeros if targets aren't classes.
+
+    Classes are integer targets against logits, one-hot rows, or 0/1 targets of one logit with
+    ``BCEWithLogitsLoss``.
+    """
+    right = counted = torch.zeros(1, dtype=torch.bool, device=output.device)
+    if output.dim() >= 2 and output.shape[1] >= 2:
+        if not target.is_floating_point() and target.shape == output.shape[:1] + output.shape[2:]:
+            counted = target != getattr(criterion, "ignore_index", -100)
+            right = output.argmax(1) == target
+        elif target.shape == output.shape:
+            right = output.argmax(1) == target.argmax(1)
+            counted = (_are_bits(target) & (target.sum(1) == 1).all()).expand_as(right)
+    elif isinstance(criterion, nn.BCEWithLogitsLoss):
+        right = (output > 0) == (target > 0.5)
+        counted = _are_bits(target).expand_as(right)
+    return torch.stack([(right & counted).sum(), counted.sum()])
+
+
+def _are_bits(target: Tensor) -> Tensor:
+    return ((target == 0) | (target == 1)).all()
