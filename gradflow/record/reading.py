@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import xarray as xr
 
 from gradflow.errors import InvalidInputError, RunNotFoundError
 from gradflow.record.lock import is_held
-from gradflow.record.run_record import ENDED, PARTIAL
+from gradflow.record.output import PARTIAL, partial_directory, read_ending
 from gradflow.record.segments import open_segments
 
 #: How often a run that ends while it is read is looked for.
@@ -50,20 +49,19 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         if path.is_file():
             return _open(path)
         try:
-            return _open_partial(path.with_name(path.name + PARTIAL))
+            return _open_partial(partial_directory(path))
         except FileNotFoundError:  # the run ended while it was being read: now the file should be there
             time.sleep(0.01)
     raise RunNotFoundError(
-        f"No run at {path}: there is neither that file nor {path.name + PARTIAL}/ with records."
+        f"No run at {path}: there is neither that file nor {partial_directory(path).name}/ with records."
     )
 
 
 def _open_partial(partial: Path) -> xr.Dataset:
     """Read what an unfinished run has recorded; its status says what became of it."""
     records = open_segments(partial)
-    try:
-        ended = json.loads((partial / ENDED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    ended = read_ending(partial)
+    if ended is None:
         held = is_held(partial)
         if held:
             return records
