@@ -24,7 +24,7 @@ from gradflow.optim import ESGD, ElraOptimizer
 #: Arguments of optimisers that don't say what is computed, or that would climb.
 _NOT_OPTIONS = {"self", "params", "foreach", "fused", "capturable", "differentiable", "maximize"}
 #: Of ours: other names, what is deprecated, and Python objects.
-_NOT_OPTIONS |= {"nu", "seed", "generator", "model", "mode", "dummy", "compat"}
+_NOT_OPTIONS |= {"nu", "seed", "generator", "model", "mode", "dummy"}
 #: What options mean that many optimisers have; the others say "as in" their class.
 _DOCS = {
     "lr": "Learning rate η.",

@@ -1,8 +1,10 @@
 """ELRA: one step length for all parameters, from the angle between consecutive gradients.
 
-This is the variant P2M ("parabola to minimum"). Without use and left out: a step that evaluates the model itself
-(``step_allinone``), and printing, copying and debugging (``copy_model``, ``vec_stat``, ``print_model_stat``,
-``extra_param``, ``set_lgs_device``).
+This is the variant P2M ("parabola to minimum"). Arguments and methods are those of the authors' optimiser, in the same
+order, so that a training script changes its import and nothing else. For this reason there are arguments without an
+effect: `dummy`, `boost`, and `mode`, which has one value that is implemented. They stay as long as this promise does.
+Methods that scripts don't need are left out: a step that evaluates the model itself (``step_allinone``), and printing,
+copying and debugging (``copy_model``, ``vec_stat``, ``print_model_stat``, ``extra_param``, ``set_lgs_device``).
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from gradflow.optim.elra.boost import Boost
 from gradflow.optim.elra.control import Control
 from gradflow.optim.elra.descent import Descent, Group, Track
 from gradflow.optim.elra.flat import FlatParameters
+from gradflow.optim.elra.former import with_present_names
 from gradflow.optim.elra.settings import Settings, reading_of_decay
 
 _OWN = ("_control", "_descent", "_index", "_boost", "_model", "_writes_read")
 
 
 class Mode(enum.Enum):
-    """The papers' two variants."""
+    """The papers' two variants; only P2M is implemented.
+
+    C2M is a member so that a script that asks for it is told so, instead of failing with an AttributeError.
+    """
 
     c2min = "c2min"
     p2min = "p2min"
@@ -75,7 +81,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         First step length, in units of θ²/loss.
     mode : Mode, default Mode.p2min
     dummy : object, optional
-        Ignored.
+        Ignored. It keeps the place of an argument in calls by position.
     momentum : float, optional
         In [0, 1): weight of the past in a moving average of gradients. It harms in noise-free mode.
     weight_decay : float, default 0.0
@@ -85,8 +91,6 @@ class ElraOptimizer(torch.optim.Optimizer):
         Steps over which η grows linearly; noisy mode alone.
     noise_free : bool, optional
         The mode. Default: by `classes`.
-    compat : bool, default False
-        Private: statistics as in the reference numbers of the tests, quirks included.
 
     Attributes
     ----------
@@ -130,15 +134,12 @@ class ElraOptimizer(torch.optim.Optimizer):
         warmup: float = 1,
         *,
         noise_free: bool | None = None,
-        compat: bool = False,
     ) -> None:
         if not isinstance(mode, Mode):
             raise InvalidTypeError(f"Expected mode to be a Mode, got {type(mode).__name__} {mode!r}.")
         if mode is not Mode.p2min:
             raise InvalidInputError(f"Expected Mode.p2min, got {mode}. The variant C2M is not implemented.")
-        settings = Settings(
-            lr, batch_size, classes, momentum or 0.0, weight_decay, warmup, noise_free, bool(compat)
-        )
+        settings = Settings(lr, batch_size, classes, momentum or 0.0, weight_decay, warmup, noise_free)
         self._model = model
         self._control = Control.new(settings)
         self._descent: Descent | None = None
@@ -198,7 +199,7 @@ class ElraOptimizer(torch.optim.Optimizer):
     def step_retrace(self, loss: float | Tensor) -> None:
         """Take the last step back, whatever its loss; no gradient is needed."""
         f = _as_number(loss)
-        if self._control.T == 0:
+        if self._control.n_calls == 0:
             raise InvalidInputError(
                 "Expected a step before step_retrace, got none: there is nothing to take back."
             )
@@ -206,8 +207,8 @@ class ElraOptimizer(torch.optim.Optimizer):
 
     def check_next_step(self) -> tuple[bool, int]:
         """Return whether the next call moves the parameters, and how many micro-batches make a step."""
-        c = self._control.c
-        return self._path.group.n + 1 >= c, c
+        c = self._control.micro_batches
+        return self._path.group.n_batches + 1 >= c, c
 
     def _advance(self, f: float, g: Tensor | None) -> None:
         path = self._path
@@ -245,7 +246,7 @@ class ElraOptimizer(torch.optim.Optimizer):
     # What is known from elsewhere
 
     def set_train_loss(self, loss: float | Tensor, boost: object = None) -> None:
-        """Tell the training loss, say once per epoch; `boost` is ignored."""
+        """Tell the training loss, once per epoch for example; `boost` is ignored and keeps its place in calls."""
         self._control.train_loss = _as_number(loss)
 
     def set_valid_loss(self, loss: float | Tensor, boost: object = None) -> None:
@@ -277,9 +278,9 @@ class ElraOptimizer(torch.optim.Optimizer):
         self._descent = self._boost = None
 
     def _refuse_after_start(self, what: str) -> None:
-        if self._control.T > 0:
+        if self._control.n_calls > 0:
             raise InvalidInputError(
-                f"Expected {what} to be set before the first step, got them after {self._control.T} calls. "
+                f"Expected {what} to be set before the first step, got them after {self._control.n_calls} calls. "
                 "Make a new optimiser."
             )
 
@@ -372,7 +373,7 @@ class ElraOptimizer(torch.optim.Optimizer):
             "control": asdict(self._control),
             "track": None if path.track is None else dict(vars(path.track)),
             "group": dict(vars(path.group)),
-            "θ": path.flat.θ,
+            "theta": path.flat.theta,
         }
         return {**super().state_dict(), "elra": own}
 
@@ -380,17 +381,17 @@ class ElraOptimizer(torch.optim.Optimizer):
         """Go on from what :meth:`state_dict` gave; settings are taken over too."""
         if "elra" not in state_dict:
             raise InvalidInputError("Expected the state of an ElraOptimizer, got one without 'elra'.")
-        own, flat = state_dict["elra"], self._flat
+        own, flat = with_present_names(state_dict["elra"]), self._flat
 
         def copied(vectors: dict[str, Any]) -> dict[str, Any]:
             return {k: flat.check(k, v) if isinstance(v, Tensor) else v for k, v in vectors.items()}
 
         track, group = own["track"] and Track(**copied(own["track"])), Group(**copied(own["group"]))
-        θ = copied({"θ": own["θ"]})["θ"]
+        theta = copied({"theta": own["theta"]})["theta"]
         super().load_state_dict(state_dict)
         self._control = Control.restored(own["control"])
         self._descent = Descent(self._control, flat)
-        self._descent.track, self._descent.group, flat.θ = track, group, θ
+        self._descent.track, self._descent.group, flat.theta = track, group, theta
 
 
 def _as_list(params: Iterable[Any]) -> list[Any]:

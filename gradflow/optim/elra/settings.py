@@ -43,7 +43,6 @@ class Settings:
         W, in real calls.
     noise_free : bool or None
         None: by `classes`.
-    compat : bool
     """
 
     lr: float
@@ -53,7 +52,6 @@ class Settings:
     weight_decay: float
     warmup: float
     noise_free: bool | None
-    compat: bool
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
