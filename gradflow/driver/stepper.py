@@ -211,7 +211,7 @@ class Stepper:
     ) -> StepReport:
         before, self.point = self.point, new
         if result.pairs is not None and result.pairs.vectors.shape[1]:
-            self.flow.spectrum.offer(before.theta, result.pairs.vectors)
+            self.flow.spectrum.warm_start(before.theta, result.pairs.vectors)
         self.result, self._state, self._rule_state = result, result.state, proposal.state
         self.n_steps += 1
         if landed_on is not None:

@@ -12,7 +12,7 @@ from gradflow.spectrum.operators import SymmetricOperator
 
 
 @dataclass(frozen=True)
-class Task:
+class EigenProblem:
     """The algebraically largest k eigenpairs of a symmetric operator.
 
     Attributes
@@ -52,7 +52,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Solution:
+class EigenSolution:
     """The pairs asked for, and vectors from which to start the next solve.
 
     Attributes
