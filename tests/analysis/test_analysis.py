@@ -5,16 +5,14 @@ import pytest
 import torch
 import xarray as xr
 from helpers.cli import invoke
+from helpers.problems import ellipse
 
 import gradflow
 from gradflow import combine, problems
 
 double = torch.float64
 ONES = torch.ones(4, dtype=double)
-
-
-def bowl(x):
-    return 0.5 * (torch.tensor([1.0, 2.0, 5.0, 8.0], dtype=double) * x**2).sum()
+bowl = ellipse([1.0, 2.0, 5.0, 8.0])
 
 
 def gd(lr=0.2, **kwargs):

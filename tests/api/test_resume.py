@@ -26,6 +26,7 @@ from helpers import classification
 from helpers.classification import problem
 from helpers.cli import invoke
 from helpers.methods import METHODS
+from helpers.problems import chebyshev
 
 import gradflow
 from gradflow import open_run, problems, steps
@@ -40,10 +41,6 @@ MULTISTEP = {"scipy:BDF", "scipy:Radau", "scipy:LSODA", "torchdiffeq:scipy_solve
 
 class Died(Exception):
     pass
-
-
-def chebyshev():
-    return problems.load("chebyshev-3-20", "regression", "mse", dtype=double)
 
 
 def differences(a, b):
