@@ -1,4 +1,4 @@
-"""What kind of point θ is."""
+"""The kind of a point θ: minimum, saddle, maximum, plateau, or none of these."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Verdict = Literal["minimum", "maximum", "saddle", "plateau", "not critical", "un
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """What is known of the loss near θ, and what kind of point that makes it.
+    """The loss near θ, and the kind of point that this makes θ.
 
     Attributes
     ----------
@@ -40,7 +40,7 @@ class CriticalPoint:
     bottom_error : float
         As `sharpness_error`.
     trace, trace_error : float
-        Estimate of the trace of the Hessian, and its standard error; 0 where it is exact.
+        Estimate of the trace of the Hessian, and its standard error; 0 if it is exact.
     n_hvps : int
         Products that it took.
     """
@@ -69,13 +69,13 @@ def classify(
     n_vectors: int = 20,
     seed: int = 0,
 ) -> CriticalPoint:
-    """Say whether θ is a minimum, a saddle, a maximum, a plateau or none of these.
+    """Find out whether θ is a minimum, a saddle, a maximum, a plateau or none of these.
 
     By the second derivative: with both ends of the spectrum above 0 a minimum, below it a maximum, apart a saddle.
-    An eigenvalue has a sign where it is further from 0 than its error and `flat_tol`; the error is the residual
-    ‖Hv − λv‖, or 10 machine epsilons of max|λ| where that is more. If one that is needed has none, the point is
+    An eigenvalue has a sign if it is further from 0 than its error and `flat_tol`; the error is the residual
+    ‖Hv − λv‖, or 10 machine epsilons of max|λ| if that is more. If one that is needed has none, the point is
     undecided: the second derivative doesn't tell. Minima of networks with more parameters than data usually are, their
-    Hessian being singular. So is what looks like a minimum or a maximum where the eigensolver has not converged. That
+    Hessian being singular. So is what looks like a minimum or a maximum if the eigensolver has not converged. That
     it has doesn't exclude that it missed an eigenvalue further out.
 
     Sharp and flat minima differ in ``sharpness`` and ``trace``; both change with the scale of the weights.

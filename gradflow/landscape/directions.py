@@ -62,7 +62,7 @@ def eigenvectors(
     -------
     list of Direction
         Unit vectors, the largest entry of each positive, named after λ₁, λ₂, … from the top and λ₋₁, λ₋₂, … from the
-        bottom. ``measured`` has ``eigenvalue`` and ``residual``, which says whether the tolerance was met.
+        bottom. ``measured`` has ``eigenvalue`` and ``residual``, which tells whether the tolerance was met.
 
     Examples
     --------
@@ -171,7 +171,7 @@ def random_directions(
 ) -> list[Direction]:
     """Return random directions, scaled as θ is, filter by filter.
 
-    Networks are often invariant to a scaling of their weights, so that a slice in plain random directions says as
+    Networks are often invariant to a scaling of their weights, so a slice in plain random directions shows as
     much of the scale of the weights as of the loss. With ``"filter"`` each filter of a convolution, and each row of
     a matrix (a neuron's weights), has the norm that it has in θ (Li et al. 2018).
 

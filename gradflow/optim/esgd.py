@@ -397,7 +397,7 @@ def _differentiate(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Return the derivatives of Σ⟨output, weight⟩; None where it doesn't depend on a parameter."""
+    """Return the derivatives of Σ⟨output, weight⟩; None if it doesn't depend on a parameter."""
     leaves = [p for p in params if p.requires_grad]
     parts = iter(torch.autograd.grad(outputs, leaves, weights, create_graph=create_graph, allow_unused=True))
     return [next(parts) if p.requires_grad else None for p in params]

@@ -38,7 +38,7 @@ def train_loss(runs: Runs, ax: Axes | None = None) -> Axes:
 
 
 def accuracy(runs: Runs, ax: Axes | None = None) -> Axes:
-    """Plot the training accuracy over time, and dashed the test accuracy where it was recorded.
+    """Plot the training accuracy over time, and the test accuracy, dashed, if it was recorded.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def step_size(runs: Runs, ax: Axes | None = None) -> Axes:
 
 
 def cost(runs: Runs, ax: Axes | None = None) -> Axes:
-    """Plot what the runs have cost over time: gradients and Hessian–vector products together.
+    """Plot the cost of the runs over time: gradients and Hessian–vector products together.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def figure(runs: Runs, panels: Sequence[str] | None = None) -> Figure:
         As in :func:`train_loss`.
     panels : sequence of str, optional
         Of ``loss``, ``accuracy``, ``sharpness``, ``distance`` (of the first run from the second), ``spectrum``,
-        ``step_size``, ``cost``. Default: loss; accuracy and sharpness where they were recorded; distance for two runs
+        ``step_size``, ``cost``. Default: loss; accuracy and sharpness if they were recorded; distance for two runs
         that can be compared.
 
     Returns
@@ -246,7 +246,7 @@ def _panels_of(named: Mapping[str, xr.Dataset]) -> list[str]:
 
 
 def _share_times(a: xr.Dataset, b: xr.Dataset) -> bool:
-    """Whether the runs have more than their ends in common, so that nothing need be interpolated."""
+    """Return whether the runs have more times in common than their ends: then nothing is interpolated."""
     try:
         return compare(a, b).sizes["time"] > 2
     except GradflowError:
@@ -278,7 +278,7 @@ def _line(ax: Axes, series: xr.DataArray, name: str | None, **style: Any) -> Any
 
 
 def _scale(ax: Axes) -> str:
-    """Logarithmic if all that is drawn is positive and spans a decade."""
+    """Return "log" if all that is drawn is positive and spans a decade, else "linear"."""
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
     return "log" if len(drawn) and drawn.min() > 0 and drawn.max() >= 10 * drawn.min() else "linear"
 

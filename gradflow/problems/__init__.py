@@ -42,7 +42,7 @@ def load(
         ``cnn-avgpool-tanh``, ``cnn-bn-tanh`` (or another activation); ``vgg11``, ``vgg11-bn``, ``resnet32``,
         ``deeplinear``, ``regression``: see :func:`gradflow.problems.networks.make_network`. Networks with
         batch-norm are in train mode: their statistics are those of each chunk of `batch_size` samples, on the
-        test set too, so that the loss is the mean over fixed ghost batches.
+        test set too, so the loss is the mean over fixed ghost batches.
     loss : {"mse", "ce"}
         ``mse`` is ½‖output − target‖² summed over outputs, with one-hot targets for classes; ``ce`` is
         cross-entropy. Both are means over samples.

@@ -59,7 +59,7 @@ def resnet32(
     Three stages of five blocks with 16, 32 and 64 channels, shortcuts without weights, and global average
     pooling. A shortcut into the next stage takes every second pixel, normalises, and pads the channels with
     zeros. Convolutions start from He's normal distribution by fan-out; the last batch-norm of each block
-    starts at γ = 0, so that each block starts as its shortcut.
+    starts at γ = 0, so each block starts as its shortcut.
 
     Parameters
     ----------

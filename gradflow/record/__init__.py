@@ -1,4 +1,4 @@
-"""The record of a run as an xarray dataset in netCDF."""
+"""The record of a run: an xarray dataset, in netCDF."""
 
 from gradflow.record.base import Record
 from gradflow.record.file_record import FileRecord, differences

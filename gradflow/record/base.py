@@ -1,4 +1,4 @@
-"""What every record of a run does, wherever it is kept."""
+"""The interface of the record of a run, in memory or on disk."""
 
 from __future__ import annotations
 

@@ -234,7 +234,7 @@ class FileRecord:
         return xr.open_dataset(self.path, engine="netcdf4")
 
     def suspend(self, status: str, message: str) -> xr.Dataset:
-        """Stop before the end: the segments stay, for open_run and for a run that goes on from the last checkpoint."""
+        """Stop before the end. The segments stay for open_run, and for a run that resumes from the last checkpoint."""
         self.flush()
         write_ending(self.partial, status, message)
         self._lock.close()

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and netCDF files of records."""
+"""Files that exist whole or not at all, and netCDF files of records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEMPORARY = ".tmp"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Write a file under another name, bring it to the disk, and rename it: it is there whole or not at all.
+    """Write a file under another name, bring it to the disk, and rename it, so it exists whole or not at all.
 
     Parameters
     ----------

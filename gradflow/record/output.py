@@ -1,4 +1,4 @@
-"""The place of a run on disk: what is there, whether a run may be written there, and the claim to it."""
+"""The place of a run on disk: what exists there, whether a run may be written there, and the claim to it."""
 
 from __future__ import annotations
 
@@ -56,9 +56,7 @@ def check_output(path: Path, *, overwrite: bool, resume: bool = False) -> None:
         if records.is_dir():
             return
         ended = f"{path} is of a run that has ended" if path.exists() else f"There is no {records}"
-        raise ResumeError(
-            f"{ended}, so that there is nothing to resume. Leave resume out, or name another run."
-        )
+        raise ResumeError(f"{ended}, so there is nothing to resume. Leave resume out, or name another run.")
     if overwrite:
         return
     if path.exists():
@@ -105,7 +103,7 @@ def claim(path: Path, *, overwrite: bool, resume: bool) -> IO[str]:
 
 
 def write_ending(partial: Path, status: str, message: str) -> None:
-    """Note beside the segments how the run ended that left them."""
+    """Write beside the segments how their run ended."""
     text = json.dumps({"status": status, "message": message}, ensure_ascii=False)
 
     def write(target: Path) -> None:
@@ -115,7 +113,7 @@ def write_ending(partial: Path, status: str, message: str) -> None:
 
 
 def read_ending(partial: Path) -> dict[str, str] | None:
-    """Return how the run ended that left its segments; None if it left no note."""
+    """Return how the run of these segments ended; None if nothing was written about it."""
     try:
         ending: dict[str, str] = json.loads((partial / _ENDED).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Reading a run, finished or not."""
+"""Open a run, finished or not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gradflow.record.lock import is_held
 from gradflow.record.output import PARTIAL, partial_directory, read_ending
 from gradflow.record.segments import open_segments
 
-#: How often a run that ends while it is read is looked for.
+#: Attempts to read a run that may end while it is read.
 _TRIES = 3
 
 
@@ -30,7 +30,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     -------
     xarray.Dataset
         Opened lazily when finished; in memory when not. Its ``status`` is then ``running``, ``killed`` if the process
-        is no more, ``unfinished`` where the file system has no locks and so can't tell, ``error`` or ``interrupted``.
+        is no more, ``unfinished`` if the file system has no locks and so can't tell, ``error`` or ``interrupted``.
         Segments that were cut off are left out, with a warning.
 
     Raises
@@ -58,7 +58,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
 
 
 def _open_partial(partial: Path) -> xr.Dataset:
-    """Read what an unfinished run has recorded; its status says what became of it."""
+    """Read what an unfinished run has recorded; its status tells what became of it."""
     records = open_segments(partial)
     ended = read_ending(partial)
     if ended is None:

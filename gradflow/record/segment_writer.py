@@ -1,4 +1,4 @@
-"""The segments of a run, written one after another and put together so that they stay few."""
+"""Writing the segments of a run one after another, and merging them so that there are few files."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class SegmentWriter:
             self._amend_on_disk(values)
 
     def put_together(self, below: int) -> None:
-        """Merge as many files of equal length as often as there are enough of them in a row.
+        """Merge 32 files of equally many segments in a row into one, as often as there are so many.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""The segments of a run that has not ended: which there are, and all of them as one dataset."""
+"""The segments of a run that has not ended: their files, and their records as one dataset."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Segment:
 
     @property
     def span(self) -> int:
-        """How many segments it holds."""
+        """Number of segments in the file."""
         return self.last - self.first + 1
 
 
@@ -73,7 +73,7 @@ def holds_segments(partial: Path, n: int) -> bool:
 
 
 def remove_segments(partial: Path, first: int) -> None:
-    """Remove the segments from number `first` on, the last one first, so that a beginning of the run is left."""
+    """Remove the segments from number `first` on, the last one first: what is left is always a beginning of the run."""
     for file in reversed(list_segments(partial)):
         if file.first >= first:
             file.path.unlink()
@@ -114,7 +114,7 @@ def open_segments(partial: Path) -> xr.Dataset:
 
 
 def combine_segments(segments: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Put segments one after another; what has no time, and the attributes, are those of the first."""
+    """Put segments one after another; attributes and variables without time are those of the first."""
     return xr.concat(
         segments,
         "time",

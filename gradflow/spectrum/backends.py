@@ -56,7 +56,7 @@ def lobpcg(problem: EigenProblem) -> EigenSolution:
     X = products.to_numpy(torch.cat([start, problem.random(k - start.shape[1])], 1))
     products.matmat(X[:, :1])  # its tolerance is on ‖Hv − λv‖ itself, so a scale is needed before
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says of convergence is measured again below
+        warnings.simplefilter("ignore")  # convergence is measured again below
         try:
             _, vectors = sla.lobpcg(
                 products.linear_operator(),
@@ -71,7 +71,7 @@ def lobpcg(problem: EigenProblem) -> EigenSolution:
 
 
 def power(problem: EigenProblem) -> EigenSolution:
-    """Iterate a block of k + 2 vectors with H + σI, σ ≥ |λ_min|, so that the dominant end is the top.
+    """Iterate a block of k + 2 vectors with H + σI, σ ≥ |λ_min|, so the dominant end is the top.
 
     Without the shift, the power method finds the largest |λ|.
     """
@@ -92,7 +92,7 @@ def power(problem: EigenProblem) -> EigenSolution:
 
 
 class _Products:
-    """The operator of a problem as SciPy wants it, with its products counted."""
+    """Present the operator of a problem to SciPy, and count its products."""
 
     def __init__(self, problem: EigenProblem) -> None:
         self._problem = problem
@@ -113,7 +113,7 @@ class _Products:
         return sla.LinearOperator((P, P), matvec=self.matmat, matmat=self.matmat, dtype=np.float64)
 
     def ritz(self, vectors: np.ndarray) -> EigenSolution:
-        """Measure what SciPy returned; fill up with random vectors where it returned fewer than k."""
+        """Measure what SciPy returned; fill up with random vectors if it returned fewer than k."""
         problem = self._problem
         block = self._to_torch(np.ascontiguousarray(vectors))
         basis = orthonormalize(torch.cat([block, problem.random(max(0, problem.k - block.shape[1]))], 1))

@@ -9,7 +9,7 @@ from gradflow.collective import agree
 from gradflow.spectrum.eigenpairs import Eigenpairs, orthonormalize, rayleigh_ritz
 from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 
-#: Ritz vectors beyond those asked for that are carried from solve to solve, as guards.
+#: Ritz vectors, beyond those asked for, that are carried from solve to solve as guards.
 GUARDS = 1
 #: Part of a random unit vector that is mixed into the guard before it is multiplied.
 MIXED = 0.3
@@ -36,7 +36,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     That finds one vector of an eigenspace, or two with the guard's: so what V has left out of the start
     vectors' span when all has converged is searched then.
 
-    A small residual says that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
+    A small residual shows that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
     rises out of the bulk is invisible from the last basis. So the Ritz vector after those asked for is carried
     along as a guard, some of a random vector is mixed into it, and its images are searched as well. A cold solve
     ends with a few Krylov steps from another random vector, until those raise none of the k Ritz values: what
@@ -80,7 +80,15 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
 
 
 def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
-    """Begin with the start vectors if they are good; give whether there are none, and those put off, (P, m)."""
+    """Begin with the start vectors if they are good.
+
+    Returns
+    -------
+    cold : bool
+        Whether there are no start vectors.
+    put_off : Tensor, shape (P, m)
+        Start vectors that are not multiplied yet.
+    """
     k = problem.k
     start = problem.empty() if problem.start is None else problem.start
     X, guard = orthonormalize(start[:, :k]), start[:, k : k + GUARDS]
@@ -100,7 +108,7 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
 
 
 def _finds_more(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotation: Tensor) -> bool:
-    """Search from a random vector; whether that raises one of the k largest Ritz values."""
+    """Search from a random vector; return whether that raises one of the k largest Ritz values."""
     space.make_room(SEARCH, ritz, rotation, keep=problem.k + GUARDS)
     vector = problem.random(1)
     for _ in range(SEARCH):
@@ -162,7 +170,7 @@ class _SearchSpace:
 
     @property
     def is_finite(self) -> bool:
-        """Whether H has been, so far."""
+        """Whether all products with H were finite so far."""
         return bool(torch.isfinite(self._T).all())
 
     def make_room(self, b: int, ritz: Tensor, rotation: Tensor, keep: int) -> None:

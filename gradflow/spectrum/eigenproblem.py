@@ -1,4 +1,4 @@
-"""What every eigensolver is given, and what it gives back."""
+"""The problem that every eigensolver is given, and the solution that it returns."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EigenProblem:
     tol : float
         Residual ‖Hx − λx‖/max|λ| to reach.
     max_hvps : int
-        Products after which what is there is returned, flagged.
+        Products after which the solver returns what it has, flagged.
     generator : torch.Generator
         On the CPU, for random vectors.
     """
@@ -59,7 +59,7 @@ class EigenSolution:
     ----------
     pairs : Eigenpairs
     basis : Tensor, shape (P, m)
-        Their vectors or better ones, and the next Ritz vector where there is one.
+        Their vectors or better ones, and the next Ritz vector if there is one.
     """
 
     pairs: Eigenpairs

@@ -1,4 +1,4 @@
-"""What the eigensolvers work on."""
+"""The operators that eigensolvers work on."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class SymmetricOperator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors that it takes."""
+        """That of the vectors which it multiplies."""
 
     @property
     def device(self) -> torch.device:
-        """Of the vectors that it takes."""
+        """That of the vectors which it multiplies."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Multiply vectors, shape (P, k)."""

@@ -34,13 +34,13 @@ class SpectrumService:
     """Eigenpairs of the Hessian along a trajectory.
 
     One object per run: every solve starts from the bases of the last two, extrapolated, and what is known at
-    the same θ is not computed again. It takes a loss, or any symmetric operator.
+    the same θ is not computed again. The service takes a loss, or any symmetric operator.
 
     Parameters
     ----------
     target : LossFunction or SymmetricOperator, optional
         What to take eigenpairs of: a loss (its Hessian at the θ of each call), or an operator. May be left
-        out where every call gives an operator.
+        out if every call passes an operator.
     backend : {"block-krylov", "dense", "eigsh", "lobpcg", "power"}
         The eigensolver. All but the first are for comparison.
     max_hvps : int, optional
@@ -279,7 +279,7 @@ class _BasisHistory:
 
 
 def _serves(pairs: Eigenpairs, k: int, tol: float) -> bool:
-    """Whether pairs that are known answer a call for k of them to a tolerance."""
+    """Return whether known pairs answer a call for k of them to a tolerance."""
     return len(pairs) >= k and bool((pairs.residuals[:k] <= tol).all())
 
 

@@ -33,7 +33,7 @@ class Average:
         self.loss = math.nan
 
     def add(self, θ: Tensor, loss: float) -> None:
-        """Enter a point."""
+        """Add a point."""
         self.n_points += 1
         self.theta = θ.clone() if self.theta is None else self.theta.lerp_(θ, 1 / self.n_points)
         self.loss = loss if self.n_points == 1 else self.loss + (loss - self.loss) / self.n_points
@@ -81,7 +81,7 @@ class Boost:
         return self.now is not None
 
     def add(self, θ: Tensor, loss: float) -> None:
-        """Enter an accepted point and its loss."""
+        """Add an accepted point and its loss."""
         self._block.add(θ, loss)
         if self._block.n_points == BLOCK:
             self._complete, self._block = self._block, Average()

@@ -1,4 +1,4 @@
-"""The scalars that steer ELRA: which step is taken back, and how long the next one is."""
+"""The scalars that steer ELRA: they decide which step is taken back, and how long the next one is."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class Control:
             self._end_window()
 
     def accepts(self, f: float, least: float) -> bool:
-        """Whether a point is kept: its loss is not far above the running mean.
+        """Return whether a point is kept: its loss is not far above the running mean.
 
         A loss no higher than at the last good point is always accepted, else equal losses, whose spread is 0, would
         be refused for ever.
@@ -198,14 +198,14 @@ class Control:
         return self.length
 
     def _secant(self, s: float) -> None:
-        """α: the parabola's minimum, or growth where it has none or is too flat."""
+        """Set α to the parabola's minimum, or let it grow if the parabola has none or is too flat."""
         self.growth_damper /= _DAMPER_FALL
         γ = _GROWTH / (1 + self.growth_damper)
         h = 1 - s
         self.secant_length = γ * self.secant_length if γ * h < 1 else self.length / h
 
     def _schedule(self, norm: float) -> None:
-        """η: ρ(2/3)^σ, at most ρT/W, and no step longer than 10."""
+        """Set η to ρ(2/3)^σ, at most ρT/W, and such that no step is longer than 10."""
         warmup = self.settings.warmup
         ω = 1 / warmup if warmup > 1 else 1.0
         allowed = min(_BASE ** -(self.schedule_exponent + self.enlarged), ω * self.n_calls)
@@ -249,9 +249,9 @@ class Control:
             self.growth_damper = _DAMPER
 
     def _shortening(self, f: float) -> float:
-        """Minimum, over α, of the parabola with slope −αN² and loss `last_loss` at 0, and loss f at α.
+        """Return the minimum, over α, of the parabola with slope −αN² and loss `last_loss` at 0, and loss f at α.
 
-        0.01 where that is no shorter step, or there is none.
+        Return 0.01 if that is no shorter step, or the parabola has no minimum.
         """
         drop = self.secant_length * self.slope_norm * self.slope_norm
         rise = f - self.last_loss + drop
@@ -270,7 +270,7 @@ class Control:
         return self.decay_strength * 0.005 * scale / parameter_norm * (4 if self.enlarged else 2)
 
     def _end_window(self) -> None:
-        """Every 100 real calls, before the gradient of the last of them is used."""
+        """Update the schedule: every 100 real calls, before the gradient of the last of them is used."""
         per_window = max(1, _PERIOD // (self.micro_batches * self.settings.batch_size))
         if self.period.n_calls >= WINDOW * per_window:
             self._end_period()
@@ -282,7 +282,7 @@ class Control:
         self.opposition_sum = self.opposition_min = self.slope_norm_sum = 0.0
 
     def _steer(self) -> None:
-        """σ: up where slopes opposed each other too much in this window, else slowly down."""
+        """Raise σ if slopes opposed each other too much in this window, else lower it slowly."""
         lowest = math.log(self.mean_slope_norm / LONGEST) / math.log(_BASE)
         σ = self.schedule_exponent
         if self.opposition_sum > -1 and self.n_revoked_in_window > 0:
@@ -291,7 +291,7 @@ class Control:
         self.schedule_exponent = min(σ, _SIGMA_HIGHEST)
 
     def _strength_from_losses(self) -> float:
-        """w: grows with the collector and with the gap between validation and training loss."""
+        """Return w, which grows with the micro-batches in a call and with the gap of validation and training loss."""
         train, valid, w0 = self.train_loss, self.valid_loss, self.settings.weight_decay
         if w0 == 0 or train is None or valid is None or not (train > 0 and valid > 0):
             return w0
@@ -299,7 +299,7 @@ class Control:
         return min(3 * self.micro_batches**0.666, gap)
 
     def _end_period(self) -> None:
-        """Compare the period's mean loss with the best; collect more where six have not improved on it."""
+        """Compare the period's mean loss with the best; collect more if six have not improved on it."""
         ended = self.period
         self.period = type(ended)()
         self.first_period = False

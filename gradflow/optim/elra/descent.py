@@ -1,4 +1,4 @@
-"""One call of ELRA: collect, accept or revoke, and move."""
+"""One call of ELRA: collect micro-batches, accept or revoke the last step, and move."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Track:
-    """The line that the last step went along.
+    """The line of the last step.
 
     Attributes
     ----------
@@ -60,7 +60,7 @@ class Track:
 
 
 class Descent:
-    """ELRA on a vector.
+    """Run ELRA on a vector.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class Descent:
         Returns
         -------
         (Tensor, float) or None
-            θ and its loss, where it was accepted.
+            θ and its loss, if it was accepted.
         """
         usable = g is not None and _norm(g) < math.sqrt(torch.finfo(g.dtype).max)
         if self.track is None:
@@ -166,5 +166,5 @@ def _norm(vector: Tensor) -> float:
 
 
 def _ratio(g: Tensor, slope: Tensor, N: float) -> float:
-    """⟨g, ĝ⟩/‖ĝ‖²; 0 for a slope without length."""
+    """Return ⟨g, ĝ⟩/‖ĝ‖²; 0 for a slope of length 0."""
     return float(torch.dot(g, slope)) / N / N if N > 0 else 0.0

@@ -12,7 +12,7 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 
 
 class FlatParameters:
-    """Copies parameters into one vector, and back; their storage stays as it is.
+    """Copy parameters into one vector, and back; their storage stays as it is.
 
     θ is on the first parameter's device, and in the widest of the dtypes, float32 at least. Parameters in a narrower
     dtype show a rounded θ, which is remembered in full; an element that was edited since is read from the parameter.
@@ -27,7 +27,7 @@ class FlatParameters:
     n : int
         Elements in all.
     theta : Tensor or None, shape (n,)
-        The θ that was last written, where a parameter can't hold it.
+        The θ that was last written, if a parameter can't hold it.
     writes : int
         How often θ was written.
     """
@@ -95,6 +95,6 @@ class FlatParameters:
         return torch.cat([t.to(self.device, self.dtype).reshape(-1) for t in tensors])
 
     def _rounded(self, θ: Tensor) -> Tensor:
-        """θ as the parameters show it."""
+        """Return θ as the parameters show it."""
         parts = zip(self.parameters, self.split(θ), strict=True)
         return self._flatten([part.to(p.dtype) for p, part in parts])

@@ -1,4 +1,4 @@
-"""Names in ELRA's saved states of before, which had one letter each."""
+"""Former names in ELRA's saved states, most of which had one letter."""
 
 from __future__ import annotations
 

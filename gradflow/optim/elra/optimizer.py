@@ -56,7 +56,7 @@ class ElraOptimizer(torch.optim.Optimizer):
     last θ is not always the best.
 
     **Two modes.** *Noise-free*: the step length is α; for a loss that is a function of θ. *Noisy*: the step length
-    η follows a schedule, steered every 100 steps by the cosines; where the mean loss stagnates, a step averages more
+    η follows a schedule, steered every 100 steps by the cosines; if the mean loss stagnates, a step averages more
     micro-batches. `classes` ≤ 1, the default, is noise-free.
 
     **Invariance.** Rotations of θ, and how it is cut into tensors, don't matter. The scales of loss and θ do: the
@@ -71,7 +71,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         As for any optimiser of torch. Dense, real; of several dtypes and devices, if need be. A group's
         ``weight_decay`` is on or off (0); its strength is that of `weight_decay`.
     model : torch.nn.Module, optional
-        For :meth:`get_boost_model`, where it is not given there.
+        For :meth:`get_boost_model`, if it is not given there.
     batch_size : int, default 8
         Samples in a micro-batch. Statistics are over about 76,800 samples.
     classes : int, default 0
@@ -86,16 +86,16 @@ class ElraOptimizer(torch.optim.Optimizer):
         In [0, 1): weight of the past in a moving average of gradients. It harms in noise-free mode.
     weight_decay : float, default 0.0
         Strength in [0, 0.1); above 1/2 it is read as 1 − strength. The decay's norm is the strength times 1 % of the
-        mean gradient's. Once both losses are told, see :meth:`set_valid_loss`, their ratio takes its place.
+        mean gradient's. Once both losses are set, see :meth:`set_valid_loss`, their ratio takes its place.
     warmup : float, default 1
-        Steps over which η grows linearly; noisy mode alone.
+        Steps over which η grows linearly; only in noisy mode.
     noise_free : bool, optional
         The mode. Default: by `classes`.
 
     Attributes
     ----------
     control : Control
-        Step lengths, statistics and counters, to be read.
+        Step lengths, statistics and counters, for reading only.
 
     Raises
     ------
@@ -236,21 +236,21 @@ class ElraOptimizer(torch.optim.Optimizer):
         return self._path.flat
 
     def _restart(self, settings: Settings) -> None:
-        """Be as before the first call, but know the losses that were told."""
+        """Go back to before the first call, but keep the losses that the user has set."""
         train, valid = self._control.train_loss, self._control.valid_loss
         self._control = Control.new(settings)
         self._control.train_loss, self._control.valid_loss = train, valid
         if self._descent is not None:
             self._descent = Descent(self._control, self._descent.flat)
 
-    # What is known from elsewhere
+    # Settings and losses from elsewhere
 
     def set_train_loss(self, loss: float | Tensor, boost: object = None) -> None:
-        """Tell the training loss, once per epoch for example; `boost` is ignored and keeps its place in calls."""
+        """Set the training loss, for example once per epoch; `boost` is ignored and keeps its place in calls."""
         self._control.train_loss = _as_number(loss)
 
     def set_valid_loss(self, loss: float | Tensor, boost: object = None) -> None:
-        """Tell the validation loss: the further above the training loss, the stronger the weight decay.
+        """Set the validation loss: the further above the training loss, the stronger the weight decay.
 
         Only with a `weight_decay` that isn't 0. `boost` is ignored.
         """
@@ -271,7 +271,7 @@ class ElraOptimizer(torch.optim.Optimizer):
             group["weight_decay"] = reading_of_decay(group["weight_decay"])
             if group["weight_decay"] and not self._control.settings.weight_decay:
                 raise InvalidInputError(
-                    "Expected a group's weight_decay of 0 where the optimiser's is 0, got "
+                    "Expected a group's weight_decay of 0 if the optimiser's is 0, got "
                     f"{group['weight_decay']:g}. A group switches decay on or off; set the strength for all."
                 )
         super().add_param_group(group)
@@ -296,7 +296,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         Parameters
         ----------
         only_new : bool, default False
-            Give None if no call has moved them since they were last given.
+            Return None if no call has moved them since they were last returned.
         device : torch.device or str, optional
         """
         if only_new and self._flat.writes == self._writes_read:
@@ -318,7 +318,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         """Return a model with the average of accepted parameters; the first call starts averaging.
 
         The average is over the last complete block of 240 accepted points since the last call that gave a model, or
-        over all of them where there is none. The path of the optimiser doesn't depend on it.
+        over all of them if no block is complete. The path of the optimiser doesn't depend on it.
 
         Parameters
         ----------
@@ -332,11 +332,11 @@ class ElraOptimizer(torch.optim.Optimizer):
         Returns
         -------
         steps : int
-            Points averaged; 0 where there are fewer than 4.
+            Points averaged; 0 if there are fewer than 4.
         mean_loss : float
             Mean of their losses; 0.0 without any.
         model : torch.nn.Module or None
-            One and the same at every call. Its buffers are those of the first call.
+            The same object at every call. Its buffers are those of the first call.
         """
         if not enable:
             self._boost = None

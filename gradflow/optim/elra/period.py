@@ -26,7 +26,7 @@ class Period:
     n_revoked: int = 0
 
     def add(self, f: float) -> None:
-        """Enter an accepted loss."""
+        """Add an accepted loss."""
         self.n_losses += 1
         self.loss_sum += f
         if self.n_losses > 1:
