@@ -122,5 +122,6 @@ def _value(run: xr.Dataset, dim: str) -> Any:
         if place.get(dim) is not None:
             return place[dim]
     raise InvalidInputError(
-        f"Expected {dim} in the record of every run, but one has none. Give a mapping of its values to the runs, {{0.01: run, …}}."
+        f"Expected {dim} in the record of every run, but one has none. Give a mapping of its values to the runs, "
+        "{0.01: run, …}."
     )

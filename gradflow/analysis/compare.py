@@ -10,7 +10,7 @@ import xarray as xr
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
 
-#: What the largest eigenvalue is called, by the variable that has it.
+#: Name of the largest eigenvalue, by the variable that holds it.
 SHARPNESS = {"eigenvalue": "sharpness", "effective_eigenvalue": "effective_sharpness"}
 
 

@@ -31,7 +31,7 @@ class Direction:
     name : str
         For axes.
     measured : mapping of str to float
-        What else is known of it: its eigenvalue, its explained variance.
+        Measurements of the direction: its eigenvalue, its explained variance.
     """
 
     vector: Tensor
@@ -100,7 +100,7 @@ def difference(a: Tensor | xr.Dataset, b: Tensor | xr.Dataset, name: str = "b �
     Parameters
     ----------
     a, b : Tensor of shape (P,), or run
-        Of a run, its final θ.
+        For a run, its final θ is taken.
     name : str
 
     Returns
@@ -189,7 +189,7 @@ def random_directions(
         Norm in its name), as well; each of these tensors has the norm that it has in θ. By default they are zero.
         No effect on ``"unit"``.
     seed : int, default 0
-        Of a generator of their own. The first of two directions is that of n = 1.
+        Seed of a generator of their own. The first of two directions is that of n = 1.
 
     Returns
     -------

@@ -53,7 +53,7 @@ def line(
     batch_size, n_batches : int, optional
         Make them of `loss`, as :func:`minibatches` does.
     seed : int, default 0
-        Of these.
+        Seed of the choice of mini-batches.
     progress : bool, optional
         Show a progress line on standard error. Default: when it is a terminal.
 

@@ -55,7 +55,7 @@ def cyclic(
         Steps of a cycle.
     n_cycles : int
     lr_min : float, default 0.0
-        What the learning rate falls to, and would reach at the first step of the next cycle.
+        Lower bound of the learning rate, which would be reached at the first step of the next cycle.
     method : str, Integrator or class of optimisers, default "gd"
         One with a learning rate. A restart keeps what it remembers (momentum).
     batches, batch_size, n_batches, seed

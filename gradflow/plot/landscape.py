@@ -39,7 +39,7 @@ def contour(
     Parameters
     ----------
     plane : Dataset
-        Of ``gradflow.landscape.plane``.
+        From ``gradflow.landscape.plane``.
     trajectories : Dataset or mapping of str to Dataset, optional
         Of ``gradflow.landscape.project``, by the name that the legend gives them. A disc marks where each starts, a
         cross where it ends; what leaves the plane's rectangle isn't shown.
@@ -81,7 +81,7 @@ def surface(plane: xr.Dataset, ax: Any = None, *, batches: bool = False) -> Any:
     Parameters
     ----------
     plane : Dataset
-        Of ``gradflow.landscape.plane``.
+        From ``gradflow.landscape.plane``.
     ax : mpl_toolkits.mplot3d.Axes3D, optional
         Default: those of a new figure.
     batches : bool, default False
@@ -118,7 +118,7 @@ def curve(lines: xr.Dataset | Mapping[str, xr.Dataset], ax: Axes | None = None) 
     Parameters
     ----------
     lines : Dataset or mapping of str to Dataset
-        Of ``gradflow.landscape.line``; several by the name that the legend gives them.
+        From ``gradflow.landscape.line``; several by the name that the legend gives them.
     ax : matplotlib.axes.Axes, optional
     """
     ax = axes_or_new(ax)

@@ -64,7 +64,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     runs : Dataset or mapping of str to Dataset
-        As in :func:`train_loss`. Where no eigenvalues were recorded, those that the steps were sized with.
+        As in :func:`train_loss`. If no eigenvalues were recorded, those by which the steps were sized.
     ax : matplotlib.axes.Axes, optional
     """
     ax = axes_or_new(ax)
@@ -77,7 +77,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
         run = named[name]
         suffix = ", effective" if mixed and variable == "effective_eigenvalue" else ""
         line = _line(ax, series, name + suffix)
-        # What steps are sized with is λ₁ of the Hessian too.
+        # The steps are sized by λ₁ of the Hessian, too.
         if bounded_by_threshold(run) == ("eigenvalue" if variable == "sharpness_used" else variable):
             value = float(run.attrs["stability_threshold"])
             thresholds.setdefault(value, (_threshold_name(run), line.get_color()))
@@ -166,7 +166,7 @@ def cost(runs: Runs, ax: Axes | None = None) -> Axes:
     return with_legend(ax)
 
 
-#: What :func:`figure` can draw, by name.
+#: The panels of :func:`figure`, by name.
 PANELS: dict[str, Callable[..., Axes]] = {
     "loss": train_loss,
     "accuracy": accuracy,

@@ -47,10 +47,10 @@ def load(
         ``mse`` is ½‖output − target‖² summed over outputs, with one-hot targets for classes; ``ce`` is
         cross-entropy. Both are means over samples.
     seed : int
-        Of the initial weights. The global generator isn't touched, and the weights are the same on every
+        Seed of the initial weights. The global generator isn't touched, and the weights are the same on every
         device, and in every dtype but for rounding.
     dtype, device
-        Of networks, data and θ₀.
+        Dtype and device of networks, data and θ₀.
     data : path, optional
         Directory with ``cifar-10-batches-py/`` or ``cifar-10-python.tar.gz``. Default: ``$GRADFLOW_DATA``.
     **loss_options
@@ -98,7 +98,7 @@ def load(
         return named.label(statistics=loaded.statistics) if loaded.statistics else named
 
     train = make(loaded.train_inputs, loaded.train_targets, **loss_options)
-    # What the check finds in the net and the criterion, it has found.
+    # The check has looked at the net and the criterion already.
     test = make(loaded.test_inputs, loaded.test_targets, **loss_options | {"check": None})
     return train, test, train.parameters()
 

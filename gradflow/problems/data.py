@@ -20,7 +20,7 @@ class Data:
     n_classes : int or None
         None: the targets are values.
     statistics : str or None
-        Which images the means and deviations came from, if the inputs were normalised by such.
+        The images that the means and deviations came from, if the inputs were normalised.
     """
 
     name: str

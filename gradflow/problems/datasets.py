@@ -13,7 +13,7 @@ from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.problems import cifar
 from gradflow.problems.data import Data
 
-#: How data sets are named, for help and for errors.
+#: Names of data sets, for help and for errors.
 NAMES = ("digits", "chebyshev-K-N", "linear-50-50", *cifar.SUBSETS)
 
 _N_DIGITS_TRAIN = 1437

@@ -31,7 +31,7 @@ def vgg11(
     Parameters
     ----------
     shape : sequence of int
-        Of one image, (channels, 32, 32).
+        Shape of one image, (channels, 32, 32).
     n_outputs : int
     normalized : bool
         Batch-norm after each convolution.
@@ -64,7 +64,7 @@ def resnet32(
     Parameters
     ----------
     shape : sequence of int
-        Of one image, (channels, 32, 32).
+        Shape of one image, (channels, 32, 32).
     n_outputs : int
     activation : callable
         ReLU, which has a kink, is the network's own.

@@ -49,7 +49,7 @@ class FileRecord:
     static : mapping
         Variables without time that are known at the start.
     identity : mapping
-        What a run that goes on from this one must have in common with it, as text by name.
+        The properties that a run must share to resume this one, as text by name.
     overwrite : bool
         Replace what is there.
     resume : bool

@@ -79,7 +79,7 @@ class Preconditioned:
     operator : SymmetricOperator
         H.
     diagonal : Tensor, shape (P,)
-        Of P, ≥ 0. Where it is 0, the preconditioned gradient is taken to be 0.
+        The diagonal of P, ≥ 0. Where an entry is 0, the preconditioned gradient is taken to be 0.
     """
 
     def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:

@@ -46,7 +46,7 @@ class SpectrumService:
     max_hvps : int, optional
         Products after which a solve gives up and returns what it has, flagged. Default: 100 + 60 k.
     seed : int
-        Of the random start vectors.
+        Seed of the random start vectors.
 
     Attributes
     ----------
@@ -285,7 +285,7 @@ def _serves(pairs: Eigenpairs, k: int, tol: float) -> bool:
 
 @dataclass(frozen=True)
 class _CacheKey:
-    """What a cached result belongs to: a loss, by identity, and θ, by value."""
+    """The place of a cached result: a loss, by identity, and θ, by value."""
 
     source: object
     theta: Tensor

@@ -50,7 +50,7 @@ class TorchOptimizer(Integrator):
         Mini-batches go through the data in an order that is drawn anew for each epoch, the last batch of which may be
         smaller; or are drawn independently; or go through the data as they are.
     sample_seed : int
-        Of that order, and of random numbers that the optimiser draws.
+        Seed of that order, and of random numbers that the optimiser draws.
     """
 
     _: dataclasses.KW_ONLY

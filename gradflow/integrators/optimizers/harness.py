@@ -19,7 +19,7 @@ class OptimizerHarness:
     Parameters
     ----------
     names : iterable of str
-        Of the parameters.
+        Names of the parameters.
     optimizer : Optimizer
         With one group of parameters.
     scheduler : object or None
@@ -80,7 +80,7 @@ class OptimizerHarness:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimiser remembers at one point of the trajectory.
+    """The memory of an optimiser at one point of the trajectory.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class OptimizerState:
     n_steps : int
         Steps taken.
     saved : mapping
-        What :meth:`OptimizerHarness.save` returned.
+        The result of :meth:`OptimizerHarness.save`.
     epoch_loss : tuple of float and int
         Sum of the mini-batches' losses in the present epoch, and their number.
     """

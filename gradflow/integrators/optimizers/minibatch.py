@@ -59,7 +59,7 @@ class Batch:
     ----------
     flow : Flow
     point : Point
-        Of that flow.
+        A point of that flow.
     counted : (Flow, int), optional
         The run's flow, which counts the samples of each evaluation.
     """

@@ -41,7 +41,7 @@ _DOCS = {
     "accumulator": "ema or max: how squared curvatures are kept.",
     "alpha": "Decay rate of an average; of squared gradients for rmsprop.",
 }
-#: What is known of classes of torch.optim, by name.
+#: Methods with known thresholds and preconditioners, by the class of torch.optim.
 _KNOWN: dict[str, type[TorchOptimizer]] = {
     "SGD": SGDMethod,
     "RMSprop": RMSpropMethod,
@@ -60,7 +60,8 @@ def method_of(cls: type[Optimizer], base: type[TorchOptimizer] | None = None) ->
     cls : type
         A class of ``torch.optim``, or of its interface: ``cls(params, …)`` and ``step()``.
     base : type, optional
-        What is known of it. Default: what is known of the class of that name in torch.optim.
+        The class of the method, with its threshold and preconditioner. Default: that of the class of this name in
+        torch.optim, if it is known.
     """
     if base is None:
         base = (

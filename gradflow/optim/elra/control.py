@@ -20,7 +20,7 @@ _PERIOD = 768
 _GROWTH = 1e6
 #: The growth damper when fresh, and what an accepted step divides it by.
 _DAMPER, _DAMPER_FALL = 855_000.0, 3.9
-#: What a revoked step multiplies the damper by, as long as it is below the threshold.
+#: Factor of the damper after a revoked step, and the threshold from which on the damper is reset instead.
 _DAMPER_RISE, _DAMPER_HIGH = 16.0, 62_500.0
 #: Largest α|s| where consecutive slopes oppose each other.
 _OPPOSED = 0.1
@@ -82,7 +82,7 @@ class Control:
     decay_strength : float
         w, the strength of weight decay.
     train_loss, valid_loss : float or None
-        What w follows.
+        The losses that w follows.
     """
 
     settings: Settings

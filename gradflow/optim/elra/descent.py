@@ -70,7 +70,7 @@ class Descent:
     track : Track or None
         None before the first call.
     group : Group
-        What has been collected since the last real call.
+        The micro-batches since the last real call.
     """
 
     def __init__(self, control: Control, flat: FlatParameters) -> None:
@@ -89,7 +89,7 @@ class Descent:
         g : Tensor or None, shape (n,)
             Gradient there, which may be kept. None: the last step is taken back.
         decaying : sequence of bool
-            Which of the parameters decay.
+            Whether each parameter decays.
 
         Returns
         -------
