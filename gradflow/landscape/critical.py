@@ -72,11 +72,11 @@ def classify(
     """Find out whether θ is a minimum, a saddle, a maximum, a plateau or none of these.
 
     By the second derivative: with both ends of the spectrum above 0 a minimum, below it a maximum, apart a saddle.
-    An eigenvalue has a sign if it is further from 0 than its error and `flat_tol`; the error is the residual
-    ‖Hv − λv‖, or 10 machine epsilons of max|λ| if that is more. If the sign of an eigenvalue is needed and not known, the
-    point is undecided: the second derivative doesn't decide. Minima of networks with more parameters than data usually
-    are undecided, because their Hessian is singular. A minimum or a maximum is undecided, too, if the eigensolver has
-    not converged. An eigensolver that has converged may still have missed an eigenvalue further out.
+    An eigenvalue has a sign if it is further from 0 than its error and `flat_tol`; the error is the residual ‖Hv −
+    λv‖, or 10 machine epsilons of max|λ| if that is more. If the sign of an eigenvalue is needed and not known, the
+    point is undecided: the second derivative doesn't decide. Minima of networks with more parameters than data
+    usually are undecided, because their Hessian is singular. A minimum or a maximum is undecided, too, if the
+    eigensolver has not converged. An eigensolver that has converged may still have missed an eigenvalue further out.
 
     Sharp and flat minima differ in ``sharpness`` and ``trace``; both change with the scale of the weights.
 

@@ -78,7 +78,8 @@ class ESGD(torch.optim.Optimizer):
     nu : float, optional
         Another name of `v`.
     seed : int, optional
-        Seed of a generator for the probes, on the CPU. Without `seed` and `generator` they come from torch's global one.
+        Seed of a generator for the probes, on the CPU. Without `seed` and `generator` the probes come from torch's
+        global one.
     generator : torch.Generator, optional
         For the probes. Its state is part of :meth:`state_dict`, as is that of `seed`'s.
 
