@@ -1194,7 +1194,7 @@ def test_mistaken_options(options, kind, text):
     [
         ([], ValueError, "at least one parameter"),
         (torch.ones(2), TypeError, "iterable of Tensors"),
-        ([{"params": [leaf([1.0])], "weight_decay": 0.01}], ValueError, "where the optimiser's is 0"),
+        ([{"params": [leaf([1.0])], "weight_decay": 0.01}], ValueError, "if the optimiser's is 0"),
     ],
 )
 def test_mistaken_parameters(params, kind, text):

@@ -55,6 +55,7 @@ def read_scheduler(text: str) -> MakesScheduler:
 
     Examples
     --------
+    >>> import torch
     >>> make = read_scheduler("StepLR(step_size=2, gamma=0.5)")
     >>> type(make(torch.optim.SGD([torch.zeros(1)], lr=0.1))).__name__
     'StepLR'
