@@ -1,4 +1,4 @@
-"""What can be learnt from the files: xarray in, xarray out."""
+"""The analysis of recorded runs: xarray in, xarray out."""
 
 from gradflow.analysis.combine import combine
 from gradflow.analysis.compare import compare, crossing_time, label

@@ -16,7 +16,7 @@ RECORD = "record"
 
 
 def combine(runs: Iterable[xr.Dataset] | Mapping[Any, xr.Dataset], dim: str = "lr") -> xr.Dataset:
-    """Put several runs, of a sweep over learning rates say, into one dataset.
+    """Put several runs into one dataset: those of a sweep over learning rates, for example.
 
     Parameters
     ----------
@@ -122,5 +122,6 @@ def _value(run: xr.Dataset, dim: str) -> Any:
         if place.get(dim) is not None:
             return place[dim]
     raise InvalidInputError(
-        f"A run says nothing of {dim}. Give a mapping of its values to the runs, {{0.01: run, …}}."
+        f"Expected {dim} in the record of every run, but one has none. Give a mapping of its values to the runs, "
+        "{0.01: run, …}."
     )

@@ -1,4 +1,4 @@
-"""How far two runs are apart."""
+"""The distance between two runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xarray as xr
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
 
-#: What the largest eigenvalue is called, by the variable that has it.
+#: Name of the largest eigenvalue, by the variable that holds it.
 SHARPNESS = {"eigenvalue": "sharpness", "effective_eigenvalue": "effective_sharpness"}
 
 
@@ -34,15 +34,15 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
         On ``time``: ``distance`` ‖a − b‖₂; ``path_length`` of `b` up to then, as the sum of the distances
         between its records; ``relative_distance``, their ratio; ``train_loss_a``, ``train_loss_b``; and
         ``eigenvalue_a``, ``eigenvalue_b``, the largest of each, and ``effective_eigenvalue_a``,
-        ``effective_eigenvalue_b``, the largest of the preconditioned Hessian, where they were recorded. Scalars
+        ``effective_eigenvalue_b``, the largest of the preconditioned Hessian, if they were recorded. Scalars
         ``crossing_time_a`` and ``crossing_time_b``: when the sharpness that the run's threshold bounds (2/η for
-        ``gd``) first rises above it; their ``long_name`` says whether that is the sharpness or the effective
+        ``gd``) first rises above it; their ``long_name`` tells whether that is the sharpness or the effective
         sharpness. NaN if it doesn't rise above it, or wasn't recorded.
 
     Raises
     ------
     InvalidInputError
-        If the runs can't be compared; the message says why.
+        If the runs can't be compared; the message tells why.
 
     Examples
     --------
@@ -177,7 +177,7 @@ def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:
     one, two = (run.attrs.get("time_definition", "flow") for run in (a, b))
     if one != two:
         raise InvalidInputError(
-            f"The runs' times mean different things ({one!r} and {two!r}), so that they can't be aligned."
+            f"The runs' times mean different things ({one!r} and {two!r}), so they can't be aligned."
         )
     p, q = (run.attrs.get("n_parameters") for run in (a, b))
     if p != q:

@@ -10,7 +10,7 @@ from gradflow.errors import InvalidInputError
 
 
 def summary(run: xr.Dataset) -> dict[str, str | float | int]:
-    """Sum up a run.
+    """Summarise a run in a few numbers.
 
     Parameters
     ----------
@@ -20,7 +20,7 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
     -------
     dict
         ``method``, ``status``, ``n_steps``, ``t``, ``train_loss``, ``n_gradients``, ``n_hvps``, ``wall_time``;
-        ``train_accuracy``, ``test_loss``, ``test_accuracy`` where they were recorded; ``sharpness``, λ₁ of the Hessian
+        ``train_accuracy``, ``test_loss``, ``test_accuracy`` if they were recorded; ``sharpness``, λ₁ of the Hessian
         (the last recorded, else used), and ``effective_sharpness``, λ₁ of the preconditioned Hessian (the last
         recorded), where known; ``stability_threshold``, and in ``stability_threshold_of`` which of the two it
         bounds; ``crossing_time``, when that one was first above it.

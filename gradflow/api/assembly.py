@@ -27,7 +27,7 @@ from gradflow.observe import (
     Test,
 )
 from gradflow.plain import to_plain
-from gradflow.record import FileRecord, Layout, MemoryRecord
+from gradflow.record import FileRecord, Layout, MemoryRecord, Record
 
 
 def make_observers(
@@ -75,7 +75,7 @@ def make_record(
     anew: bool,
     sync_every: float,
     checkpoint_every: float,
-) -> MemoryRecord | FileRecord:
+) -> Record:
     """Make what keeps the records."""
     optional = {
         "eigenvalue": "eigenvalues",
@@ -123,7 +123,7 @@ def static_variables(theta: Tensor, density_at: Tensor | None) -> dict[str, np.n
 class Recorder:
     """Observers and a record, as the driver wants them."""
 
-    def __init__(self, observers: Observers, record: MemoryRecord | FileRecord) -> None:
+    def __init__(self, observers: Observers, record: Record) -> None:
         self._observers = observers
         self._record = record
         self.measure = observers.measure

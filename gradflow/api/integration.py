@@ -44,7 +44,7 @@ from gradflow.integrators.registry import MethodLike
 from gradflow.loss import Loss, LossFunction, as_loss
 from gradflow.observe import Observers, RandomProjection
 from gradflow.plain import from_plain
-from gradflow.record import FileRecord, MemoryRecord, check_attributes, provenance
+from gradflow.record import Record, check_attributes, provenance
 
 
 def integrate(
@@ -295,7 +295,7 @@ def _ended(
     outcome: Outcome,
     stepper: Stepper,
     observers: Observers,
-    record: MemoryRecord | FileRecord,
+    record: Record,
     static: Mapping[str, np.ndarray],
 ) -> xr.Dataset:
     """Finish the record of a run that ended; leave that of one that was interrupted to be gone on with."""

@@ -107,7 +107,9 @@ def options_of(cls: type) -> list[OptionOf]:
     """Return the options of a method's or flow's class, a dataclass, with what it and its bases say of them."""
     docs, hints = parameter_docs(cls), typing.get_type_hints(cls)
     found = []
-    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only is True):  # a method's own first
+    for field in sorted(
+        dataclasses.fields(cls), key=lambda field: field.kw_only is True
+    ):  # a method's own first
         default = field.default
         if default is dataclasses.MISSING:
             shown = "required" if field.default_factory is dataclasses.MISSING else ""

@@ -256,7 +256,7 @@ class Stepper:
     ) -> StepReport:
         before, self.before, self.point = self.point, (self.point, self.t, self._state), new
         if result.pairs is not None and result.pairs.vectors.shape[1] and before.z is before.theta:
-            self.field.spectrum.offer(before.theta, result.pairs.vectors)
+            self.field.spectrum.warm_start(before.theta, result.pairs.vectors)
         self.result, self._state = result, result.state
         self.n_steps += 1
         if landed_on is not None:

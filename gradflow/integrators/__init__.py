@@ -7,7 +7,7 @@ from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
 from gradflow.integrators.exprb import Exprb32, Exprb43
-from gradflow.integrators.optimizers.registry import Nesterov, Polyak
+from gradflow.integrators.optimizers.momentum import Nesterov, Polyak
 from gradflow.integrators.registry import METHODS, check_needs, make_integrator
 from gradflow.integrators.rk4 import RK4
 from gradflow.integrators.rkc import RKC

@@ -1,4 +1,4 @@
-"""What the tools of this package are given, checked."""
+"""Checks of the arguments that the tools of this package share."""
 
 from __future__ import annotations
 

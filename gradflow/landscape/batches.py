@@ -28,7 +28,7 @@ def minibatches(
     n_batches : int, optional
         Default: as many as there are full ones.
     seed : int, default 0
-        Of a generator of their own.
+        Seed of a generator of their own.
 
     Returns
     -------

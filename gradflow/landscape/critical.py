@@ -1,4 +1,4 @@
-"""What kind of point θ is."""
+"""The kind of a point θ: minimum, saddle, maximum, plateau, or none of these."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Verdict = Literal["minimum", "maximum", "saddle", "plateau", "not critical", "un
 
 @dataclass(frozen=True)
 class CriticalPoint:
-    """What is known of the loss near θ, and what kind of point that makes it.
+    """The loss near θ, and the kind of point that this makes θ.
 
     Attributes
     ----------
     verdict : str
         One of ``minimum``, ``maximum``, ``saddle``, ``plateau``, ``not critical`` and ``undecided``.
     reason : str
-        The numbers that it rests on.
+        The numbers on which the verdict rests.
     loss, gradient_norm : float
     sharpness : float
         The largest Hessian eigenvalue.
@@ -38,11 +38,11 @@ class CriticalPoint:
     bottom : float
         The smallest eigenvalue.
     bottom_error : float
-        As `sharpness_error`.
+        Bound on its distance from an eigenvalue.
     trace, trace_error : float
-        Estimate of the trace of the Hessian, and its standard error; 0 where it is exact.
+        Estimate of the trace of the Hessian, and its standard error; 0 if it is exact.
     n_hvps : int
-        Products that it took.
+        Hessian–vector products that the classification took.
     """
 
     verdict: Verdict
@@ -69,14 +69,14 @@ def classify(
     n_vectors: int = 20,
     seed: int = 0,
 ) -> CriticalPoint:
-    """Say whether θ is a minimum, a saddle, a maximum, a plateau or none of these.
+    """Find out whether θ is a minimum, a saddle, a maximum, a plateau or none of these.
 
     By the second derivative: with both ends of the spectrum above 0 a minimum, below it a maximum, apart a saddle.
-    An eigenvalue has a sign where it is further from 0 than its error and `flat_tol`; the error is the residual
-    ‖Hv − λv‖, or 10 machine epsilons of max|λ| where that is more. If one that is needed has none, the point is
-    undecided: the second derivative doesn't tell. Minima of networks with more parameters than data usually are, their
-    Hessian being singular. So is what looks like a minimum or a maximum where the eigensolver has not converged. That
-    it has doesn't exclude that it missed an eigenvalue further out.
+    An eigenvalue has a sign if it is further from 0 than its error and `flat_tol`; the error is the residual ‖Hv −
+    λv‖, or 10 machine epsilons of max|λ| if that is more. If the sign of an eigenvalue is needed and not known, the
+    point is undecided: the second derivative doesn't decide. Minima of networks with more parameters than data
+    usually are undecided, because their Hessian is singular. A minimum or a maximum is undecided, too, if the
+    eigensolver has not converged. An eigensolver that has converged may still have missed an eigenvalue further out.
 
     Sharp and flat minima differ in ``sharpness`` and ``trace``; both change with the scale of the weights.
 
@@ -97,7 +97,7 @@ def classify(
     n_vectors : int, default 20
         Random vectors of Hutchinson's estimate of the trace, a product each; exact for P up to that.
     seed : int, default 0
-        Of these and of the eigensolver's.
+        Seed of these vectors and of the eigensolver's.
 
     Returns
     -------

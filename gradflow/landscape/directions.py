@@ -30,7 +30,7 @@ class Direction:
     name : str
         For axes.
     measured : mapping of str to float
-        What else is known of it: its eigenvalue, its explained variance.
+        Measurements of the direction: its eigenvalue, its explained variance.
     """
 
     vector: Tensor
@@ -61,7 +61,7 @@ def eigenvectors(
     -------
     list of Direction
         Unit vectors, the largest entry of each positive, named after λ₁, λ₂, … from the top and λ₋₁, λ₋₂, … from the
-        bottom. ``measured`` has ``eigenvalue`` and ``residual``, which says whether the tolerance was met.
+        bottom. ``measured`` has ``eigenvalue`` and ``residual``, which tells whether the tolerance was met.
 
     Examples
     --------
@@ -99,7 +99,7 @@ def difference(a: Tensor | xr.Dataset, b: Tensor | xr.Dataset, name: str = "b �
     Parameters
     ----------
     a, b : Tensor of shape (P,), or run
-        Of a run, its final θ.
+        For a run, its final θ is taken.
     name : str
 
     Returns
@@ -170,7 +170,7 @@ def random_directions(
 ) -> list[Direction]:
     """Return random directions, scaled as θ is, filter by filter.
 
-    Networks are often invariant to a scaling of their weights, so that a slice in plain random directions says as
+    Networks are often invariant to a scaling of their weights, so a slice in plain random directions shows as
     much of the scale of the weights as of the loss. With ``"filter"`` each filter of a convolution, and each row of
     a matrix (a neuron's weights), has the norm that it has in θ (Li et al. 2018).
 
@@ -188,7 +188,7 @@ def random_directions(
         Norm in its name), as well; each of these tensors has the norm that it has in θ. By default they are zero.
         No effect on ``"unit"``.
     seed : int, default 0
-        Of a generator of their own. The first of two directions is that of n = 1.
+        Seed of a generator of their own. The first of two directions is that of n = 1.
 
     Returns
     -------

@@ -51,15 +51,15 @@ def lr_find(
         Learning rates are n in geometric progression between them.
     n : int, default 100
     divergence : float, default 4.0
-        Stop where the smoothed loss is above so many times its smallest value so far; in general above
-        L + (divergence − 1)|L|, for losses that can be negative. ``math.inf``: only where it isn't finite.
+        Stop if the smoothed loss is above so many times its smallest value so far; in general above
+        L + (divergence − 1)|L|, for losses that can be negative. ``math.inf``: only if it isn't finite.
     smoothing : float, optional
         β in [0, 1) of a bias-corrected exponential moving average of the loss. Default: 0.9 with mini-batches,
         else 0, since the loss of all data has no noise to be smoothed.
     batches : sequence of LossFunction, optional
         Mini-batches, taken in turn, one a step. Default: all data at every step.
     batch_size, n_batches, seed : int, optional
-        Make them of `loss`, as of :func:`minibatches`.
+        Make them of `loss`, as :func:`minibatches` does.
     method_options : mapping, optional
         Options of the method but for its learning rate.
     progress : bool, optional
@@ -69,7 +69,7 @@ def lr_find(
     -------
     xarray.Dataset
         Over ``lr``: ``loss``, ``smoothed_loss`` and ``gradient_norm`` after the step at that learning rate, on the
-        next mini-batch where there are any; NaN after divergence, which is the last value shown. Scalars:
+        next mini-batch if there are any; NaN after divergence, which is the last value shown. Scalars:
 
         - ``initial_loss``, at θ₀;
         - ``suggestion_steepest``, where the smoothed loss falls fastest with log lr;
@@ -79,7 +79,7 @@ def lr_find(
         - ``sharpness``, the λ₁ of all data at θ₀ that it rests on.
 
         The sweep goes on falling for some steps beyond c/λ₁, until an instability that it crossed has grown.
-        A suggestion is NaN where there is none: the loss never fell, λ₁ ≤ 0, or the method has no such c, as Adam,
+        A suggestion is NaN if it doesn't exist: the loss never fell, λ₁ ≤ 0, or the method has no such c, as Adam,
         whose threshold is for the λ₁ of a preconditioned Hessian that changes as it goes.
         ``diverged`` in the attributes is 1 if the sweep stopped early.
 
@@ -174,7 +174,7 @@ def _curvature(loss: LossFunction, theta: Tensor, integrator: Any) -> tuple[floa
 
 
 def _stability_constant(integrator: Any) -> float:
-    """Return c where the method is stable while λ₁ < c/lr; NaN where that isn't so, or not for the λ₁ of H."""
+    """Return c where the method is stable while λ₁ < c/lr; NaN if that isn't so, or not for the λ₁ of H."""
     if integrator.stability_threshold is None or integrator.preconditions:
         return math.nan
     twice = replace(integrator, lr=2 * integrator.lr)

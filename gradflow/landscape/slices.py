@@ -51,17 +51,17 @@ def line(
     batches : sequence of LossFunction, optional
         Mini-batches to evaluate as well.
     batch_size, n_batches : int, optional
-        Make them of `loss`, as of :func:`minibatches`.
+        Make them of `loss`, as :func:`minibatches` does.
     seed : int, default 0
-        Of these.
+        Seed of the choice of mini-batches.
     progress : bool, optional
         Show a progress line on standard error. Default: when it is a terminal.
 
     Returns
     -------
     xarray.Dataset
-        ``loss`` (x), ``accuracy`` (x) where the targets are classes; ``batch_loss`` and ``batch_accuracy``
-        (batch, x) where there are mini-batches. Values that aren't finite stay as they are. The attributes name
+        ``loss`` (x), ``accuracy`` (x) if the targets are classes; ``batch_loss`` and ``batch_accuracy``
+        (batch, x) if there are mini-batches. Values that aren't finite stay as they are. The attributes name
         the direction and give its norm, that of θ, and what was measured of the direction.
 
     Examples
@@ -139,7 +139,7 @@ def project(path: Trajectory, theta: Tensor, directions: Sequence[Tensor | Direc
     -------
     xarray.Dataset
         ``x`` and, for two directions, ``y`` over ``time``, the coordinates on the slice; ``distance``, the 2-norm
-        of what is left, and ``distance_from_centre``. ``time`` counts from 0 where the path isn't a run.
+        of what is left, and ``distance_from_centre``. ``time`` counts from 0 if the path isn't a run.
 
     Examples
     --------

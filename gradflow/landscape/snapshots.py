@@ -55,11 +55,11 @@ def cyclic(
         Steps of a cycle.
     n_cycles : int
     lr_min : float, default 0.0
-        What the learning rate falls to, and would reach at the first step of the next cycle.
+        Lower bound of the learning rate, which would be reached at the first step of the next cycle.
     method : str, Integrator or class of optimisers, default "gd"
-        One with a learning rate. A restart leaves what it remembers (momentum) alone.
+        One with a learning rate. A restart keeps what it remembers (momentum).
     batches, batch_size, n_batches, seed
-        Mini-batches to descend on, in turn, as of :func:`lr_find`. Default: all data at every step.
+        Mini-batches to descend on, in turn, as in :func:`lr_find`. Default: all data at every step.
     method_options : mapping, optional
         Options of the method but for its learning rate.
     progress : bool, optional
@@ -69,8 +69,8 @@ def cyclic(
     -------
     xarray.Dataset
         Over ``cycle``: the snapshot ``theta`` (cycle, param), its ``train_loss`` and ``gradient_norm`` on all data, and
-        ``train_accuracy`` where the targets are classes. Over ``step``: ``lr``, and ``loss`` before that step, of the
-        mini-batch where there are any. If the loss stops being finite, there is an IntegrationWarning, and what
+        ``train_accuracy`` if the targets are classes. Over ``step``: ``lr``, and ``loss`` before that step, of the
+        mini-batch if there are any. If the loss stops being finite, there is an IntegrationWarning, and what
         would follow is NaN.
 
     Examples

@@ -79,7 +79,8 @@ class ESGD(torch.optim.Optimizer):
     nu : float, optional
         Another name of `v`.
     seed : int, optional
-        Of a generator for the probes, on the CPU. Without `seed` and `generator` they come from torch's global one.
+        Seed of a generator for the probes, on the CPU. Without `seed` and `generator` the probes come from torch's
+        global one.
     generator : torch.Generator, optional
         For the probes. Its state is part of :meth:`state_dict`, as is that of `seed`'s.
 
@@ -212,7 +213,7 @@ class ESGD(torch.optim.Optimizer):
         Returns
         -------
         Tensor or None
-            What the closure returned, without its graph.
+            The closure's loss, without its graph.
 
         Raises
         ------
@@ -398,7 +399,7 @@ def _differentiate(
     *,
     create_graph: bool = False,
 ) -> list[Tensor | None]:
-    """Return the derivatives of Σ⟨output, weight⟩; None where it doesn't depend on a parameter."""
+    """Return the derivatives of Σ⟨output, weight⟩; None if it doesn't depend on a parameter."""
     leaves = [p for p in params if p.requires_grad]
     parts = iter(torch.autograd.grad(outputs, leaves, weights, create_graph=create_graph, allow_unused=True))
     return [next(parts) if p.requires_grad else None for p in params]

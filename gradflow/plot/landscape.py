@@ -33,13 +33,13 @@ def contour(
 ) -> Axes:
     """Draw filled contours of the loss on a plane, and trajectories on it.
 
-    Levels are spaced logarithmically where the loss is positive and spans a decade, else evenly. Values that aren't
+    Levels are spaced logarithmically if the loss is positive and spans a decade, else evenly. Values that aren't
     finite stay white.
 
     Parameters
     ----------
     plane : Dataset
-        Of ``gradflow.landscape.plane``.
+        From ``gradflow.landscape.plane``.
     trajectories : Dataset or mapping of str to Dataset, optional
         Of ``gradflow.landscape.project``, by the name that the legend gives them. A disc marks where each starts, a
         cross where it ends; what leaves the plane's rectangle isn't shown.
@@ -81,7 +81,7 @@ def surface(plane: xr.Dataset, ax: Any = None, *, batches: bool = False) -> Any:
     Parameters
     ----------
     plane : Dataset
-        Of ``gradflow.landscape.plane``.
+        From ``gradflow.landscape.plane``.
     ax : mpl_toolkits.mplot3d.Axes3D, optional
         Default: those of a new figure.
     batches : bool, default False
@@ -118,7 +118,7 @@ def curve(lines: xr.Dataset | Mapping[str, xr.Dataset], ax: Axes | None = None) 
     Parameters
     ----------
     lines : Dataset or mapping of str to Dataset
-        Of ``gradflow.landscape.line``; several by the name that the legend gives them.
+        From ``gradflow.landscape.line``; several by the name that the legend gives them.
     ax : matplotlib.axes.Axes, optional
     """
     ax = axes_or_new(ax)
@@ -140,7 +140,7 @@ def curve(lines: xr.Dataset | Mapping[str, xr.Dataset], ax: Axes | None = None) 
 
 
 def lr_curve(found: xr.Dataset, ax: Axes | None = None) -> Axes:
-    """Plot what a learning rate range test found, its suggestions as vertical lines.
+    """Plot the result of a learning rate range test, with its suggestions as vertical lines.
 
     Parameters
     ----------
@@ -187,7 +187,7 @@ def _levels(L: np.ma.MaskedArray[Any, Any]) -> tuple[np.ndarray, dict[str, Any]]
 
 
 def _label_decades(bar: Any, levels: np.ndarray) -> None:
-    """Put ticks at powers of ten, or at a few levels where there are hardly any."""
+    """Put ticks at powers of ten, or at a few levels if there are hardly any powers."""
     decades = np.arange(np.ceil(np.log10(levels[0]) - 1e-9), np.floor(np.log10(levels[-1]) + 1e-9) + 1)
     if len(decades) >= 3:
         bar.set_ticks(10.0**decades, labels=[LogFormatterSciNotation()(10.0**d) for d in decades])
@@ -225,6 +225,6 @@ def _named(given: xr.Dataset | Mapping[str, xr.Dataset] | None) -> Mapping[str, 
 
 
 def _scale(drawn: np.ndarray, ratio: float) -> str:
-    """Logarithmic if all that is drawn is positive and spans a ratio."""
+    """Return "log" if all that is drawn is positive and spans a ratio, else "linear"."""
     drawn = drawn[np.isfinite(drawn)]
     return "log" if len(drawn) and drawn.min() > 0 and drawn.max() >= ratio * drawn.min() else "linear"

@@ -38,7 +38,7 @@ def train_loss(runs: Runs, ax: Axes | None = None) -> Axes:
 
 
 def accuracy(runs: Runs, ax: Axes | None = None) -> Axes:
-    """Plot the training accuracy over time, and dashed the test accuracy where it was recorded.
+    """Plot the training accuracy over time, and the test accuracy, dashed, if it was recorded.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
     Parameters
     ----------
     runs : Dataset or mapping of str to Dataset
-        As in :func:`train_loss`. Where no eigenvalues were recorded, those that the steps were sized with.
+        As in :func:`train_loss`. If no eigenvalues were recorded, those by which the steps were sized.
     ax : matplotlib.axes.Axes, optional
     """
     ax = axes_or_new(ax)
@@ -77,7 +77,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
         run = named[name]
         suffix = ", effective" if mixed and variable == "effective_eigenvalue" else ""
         line = _line(ax, series, name + suffix)
-        # What steps are sized with is λ₁ of the Hessian too.
+        # The steps are sized by λ₁ of the Hessian, too.
         if bounded_by_threshold(run) == ("eigenvalue" if variable == "sharpness_used" else variable):
             value = float(run.attrs["stability_threshold"])
             thresholds.setdefault(value, (_threshold_name(run), line.get_color()))
@@ -151,7 +151,7 @@ def step_size(runs: Runs, ax: Axes | None = None) -> Axes:
 
 
 def cost(runs: Runs, ax: Axes | None = None) -> Axes:
-    """Plot what the runs have cost over time: gradients and Hessian–vector products together.
+    """Plot the cost of the runs over time: gradients and Hessian–vector products together.
 
     Parameters
     ----------
@@ -166,7 +166,7 @@ def cost(runs: Runs, ax: Axes | None = None) -> Axes:
     return with_legend(ax)
 
 
-#: What :func:`figure` can draw, by name.
+#: The panels of :func:`figure`, by name.
 PANELS: dict[str, Callable[..., Axes]] = {
     "loss": train_loss,
     "accuracy": accuracy,
@@ -187,7 +187,7 @@ def figure(runs: Runs, panels: Sequence[str] | None = None) -> Figure:
         As in :func:`train_loss`.
     panels : sequence of str, optional
         Of ``loss``, ``accuracy``, ``sharpness``, ``distance`` (of the first run from the second), ``spectrum``,
-        ``step_size``, ``cost``. Default: loss; accuracy and sharpness where they were recorded; distance for two runs
+        ``step_size``, ``cost``. Default: loss; accuracy and sharpness if they were recorded; distance for two runs
         that can be compared.
 
     Returns
@@ -246,7 +246,7 @@ def _panels_of(named: Mapping[str, xr.Dataset]) -> list[str]:
 
 
 def _share_times(a: xr.Dataset, b: xr.Dataset) -> bool:
-    """Whether the runs have more than their ends in common, so that nothing need be interpolated."""
+    """Return whether the runs have more times in common than their ends: then nothing is interpolated."""
     try:
         return compare(a, b).sizes["time"] > 2
     except GradflowError:
@@ -278,7 +278,7 @@ def _line(ax: Axes, series: xr.DataArray, name: str | None, **style: Any) -> Any
 
 
 def _scale(ax: Axes) -> str:
-    """Logarithmic if all that is drawn is positive and spans a decade."""
+    """Return "log" if all that is drawn is positive and spans a decade, else "linear"."""
     drawn = np.concatenate([np.asarray(line.get_ydata(), float) for line in ax.lines])
     return "log" if len(drawn) and drawn.min() > 0 and drawn.max() >= 10 * drawn.min() else "linear"
 

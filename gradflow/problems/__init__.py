@@ -42,15 +42,15 @@ def load(
         ``cnn-avgpool-tanh``, ``cnn-bn-tanh`` (or another activation); ``vgg11``, ``vgg11-bn``, ``resnet32``,
         ``deeplinear``, ``regression``: see :func:`gradflow.problems.networks.make_network`. Networks with
         batch-norm are in train mode: their statistics are those of each chunk of `batch_size` samples, on the
-        test set too, so that the loss is the mean over fixed ghost batches.
+        test set too, so the loss is the mean over fixed ghost batches.
     loss : {"mse", "ce"}
         ``mse`` is ½‖output − target‖² summed over outputs, with one-hot targets for classes; ``ce`` is
         cross-entropy. Both are means over samples.
     seed : int
-        Of the initial weights. The global generator isn't touched, and the weights are the same on every
+        Seed of the initial weights. The global generator isn't touched, and the weights are the same on every
         device, and in every dtype but for rounding.
     dtype, device
-        Of networks, data and θ₀.
+        Dtype and device of networks, data and θ₀.
     data : path, optional
         Directory with ``cifar-10-batches-py/`` or ``cifar-10-python.tar.gz``. Default: ``$GRADFLOW_DATA``.
     **loss_options
@@ -98,7 +98,7 @@ def load(
         return named.label(statistics=loaded.statistics) if loaded.statistics else named
 
     train = make(loaded.train_inputs, loaded.train_targets, **loss_options)
-    # What the check finds in the net and the criterion, it has found.
+    # The check has looked at the net and the criterion already.
     test = make(loaded.test_inputs, loaded.test_targets, **loss_options | {"check": None})
     return train, test, train.parameters()
 

@@ -79,7 +79,7 @@ def cifar10(name: str, directory: str | os.PathLike[str] | None) -> Data:
 
 
 def _standard_deviation(pixels: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Return the standard deviation of every feature; 1 where it is constant."""
+    """Return the standard deviation of every feature; 1 if it is constant."""
     total = np.zeros_like(mean)
     for start in range(0, len(pixels), 1000):  # in pieces: the full set in float64 takes 1.2 GB
         total += ((pixels[start : start + 1000] - mean) ** 2).sum(0)
@@ -142,7 +142,7 @@ def _text(key: object) -> object:
 
 
 class _OnlyArrays(pickle.Unpickler):
-    """Builds dicts, lists, strings, numbers and NumPy arrays, and nothing else."""
+    """Build dicts, lists, strings, numbers and NumPy arrays, and nothing else."""
 
     _ALLOWED = frozenset(
         (module, name)
@@ -160,7 +160,7 @@ class _OnlyArrays(pickle.Unpickler):
 
 
 def fetch(directory: str | os.PathLike[str]) -> Path:
-    """Download CIFAR-10 into a directory, checked against its SHA-256, and give its path."""
+    """Download CIFAR-10 into a directory, check it against its SHA-256, and return its path."""
     import pooch
 
     Path(directory).mkdir(parents=True, exist_ok=True)

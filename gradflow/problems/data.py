@@ -1,4 +1,4 @@
-"""What every data set is once it is loaded."""
+"""The form of every data set once it is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Data:
     n_classes : int or None
         None: the targets are values.
     statistics : str or None
-        Which images the means and deviations came from, where the inputs were normalised by such.
+        The images that the means and deviations came from, if the inputs were normalised.
     """
 
     name: str
@@ -38,5 +38,5 @@ class Data:
 
     @property
     def n_outputs(self) -> int:
-        """Outputs that a network for it has."""
+        """Number of outputs of a network for these data."""
         return self.n_classes if self.n_classes is not None else self.train_targets[0].numel()

@@ -13,7 +13,7 @@ from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.problems import cifar
 from gradflow.problems.data import Data
 
-#: How data sets are named, for help and for errors.
+#: Names of data sets, for help and for errors.
 NAMES = ("digits", "chebyshev-K-N", "linear-50-50", *cifar.SUBSETS)
 
 _N_DIGITS_TRAIN = 1437
@@ -49,7 +49,7 @@ def load_data(name: str, directory: str | os.PathLike[str] | None = None) -> Dat
 
 
 def chebyshev(degree: int, n: int) -> Data:
-    """N points evenly spaced in [−1, 1], labelled by the Chebyshev polynomial of a degree; test = train.
+    """Return N points evenly spaced in [−1, 1], labelled by a Chebyshev polynomial; test = train.
 
     The synthetic task of Cohen et al. (2021).
     """
@@ -62,7 +62,7 @@ def chebyshev(degree: int, n: int) -> Data:
 
 
 def linear() -> Data:
-    """50 whitened inputs of 50 numbers, XᵀX/50 = 1, labelled by a Gaussian linear map A; test = train.
+    """Return 50 whitened inputs of 50 numbers, XᵀX/50 = 1, labelled by a Gaussian linear map A; test = train.
 
     X = Q √50 with Q from the QR decomposition of a Gaussian matrix (R's diagonal positive), targets X Aᵀ. The
     task of Cohen et al. (2021) for deep linear networks; the matrices are those of seed 0.

@@ -31,7 +31,7 @@ def vgg11(
     Parameters
     ----------
     shape : sequence of int
-        Of one image, (channels, 32, 32).
+        Shape of one image, (channels, 32, 32).
     n_outputs : int
     normalized : bool
         Batch-norm after each convolution.
@@ -59,12 +59,12 @@ def resnet32(
     Three stages of five blocks with 16, 32 and 64 channels, shortcuts without weights, and global average
     pooling. A shortcut into the next stage takes every second pixel, normalises, and pads the channels with
     zeros. Convolutions start from He's normal distribution by fan-out; the last batch-norm of each block
-    starts at γ = 0, so that each block starts as its shortcut.
+    starts at γ = 0, so each block starts as its shortcut.
 
     Parameters
     ----------
     shape : sequence of int
-        Of one image, (channels, 32, 32).
+        Shape of one image, (channels, 32, 32).
     n_outputs : int
     activation : callable
         ReLU, which has a kink, is the network's own.

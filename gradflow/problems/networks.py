@@ -26,7 +26,7 @@ _CHANNELS = (32, 32)
 _LINEAR_LAYERS = 20
 
 _A = "|".join(ACTIVATIONS)
-#: How architectures are named, for help and for errors.
+#: Names of architectures, for help and for errors.
 NAMES = (
     *(f"fc-{a}" for a in ACTIVATIONS),
     *(f"fc-{a}-depthN" for a in ACTIVATIONS),
@@ -52,7 +52,7 @@ def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
 
         Activations are tanh, relu, elu, hardtanh and softplus. Initialised as torch does where nothing is said.
     shape : sequence of int
-        Of one input.
+        Shape of one input.
     n_outputs : int
 
     Raises

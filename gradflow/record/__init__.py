@@ -1,15 +1,12 @@
-"""The record of a run as an xarray dataset in netCDF."""
+"""The record of a run: an xarray dataset, in netCDF."""
 
+from gradflow.record.base import Record
+from gradflow.record.file_record import FileRecord, differences
+from gradflow.record.files import write_atomically
+from gradflow.record.memory_record import MemoryRecord
+from gradflow.record.output import check_output, what_is_at
 from gradflow.record.provenance import check_attributes, provenance, to_json
 from gradflow.record.reading import open_run
-from gradflow.record.run_record import (
-    FileRecord,
-    MemoryRecord,
-    check_output,
-    differences,
-    what_is_at,
-    write_atomically,
-)
 from gradflow.record.schema import VARIABLES, Layout, Variable
 
 __all__ = [
@@ -17,6 +14,7 @@ __all__ = [
     "FileRecord",
     "Layout",
     "MemoryRecord",
+    "Record",
     "Variable",
     "check_attributes",
     "check_output",

@@ -1,4 +1,4 @@
-"""The lock by which a directory of segments belongs to one process, until that ends."""
+"""The lock of a directory of segments: one process holds it, until it ends."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ except ImportError:  # no such locks on this system
 from gradflow.errors import RecordWarning
 
 LOCK = "lock"
-#: What a file system without locks answers: Lustre mounted without them, some network file systems.
+#: Errors of a file system without locks: Lustre mounted without them, some network file systems.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def take_lock(directory: Path) -> IO[str]:
-    """Lock a directory for this process, which loses the lock when it ends, however it ends.
+    """Lock a directory for this process, which loses the lock when it ends in any way.
 
-    Where the file system has no locks, there is a warning, and the run goes on without.
+    If the file system has no locks, warn, and go on without.
 
     Returns
     -------
     file
-        Which holds the lock until it is closed.
+        Holds the lock until it is closed.
 
     Raises
     ------
@@ -58,7 +58,7 @@ def take_lock(directory: Path) -> IO[str]:
 
 
 def is_held(directory: Path) -> bool | None:
-    """Return whether a process holds the lock of a directory; None where that can't be told."""
+    """Return whether a process holds the lock of a directory; None if that can't be found out."""
     if fcntl is None:
         return None  # type: ignore[unreachable]
     try:
@@ -74,7 +74,7 @@ def is_held(directory: Path) -> bool | None:
 
 
 def _hold(file: IO[str]) -> bool:
-    """Lock a file; return False where there are no locks."""
+    """Lock a file; return False if the file system has no locks."""
     if fcntl is None:
         return False  # type: ignore[unreachable]
     try:

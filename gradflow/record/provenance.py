@@ -1,4 +1,4 @@
-"""What a file says of how it was made."""
+"""The attributes of a file that describe how it was made."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 from gradflow.errors import InvalidTypeError
 
 _PACKAGES = ("gradflow", "torch", "numpy", "scipy", "xarray", "netCDF4")
-#: Those that the bits of a run may depend on. NumPy draws mini-batches and projections.
+#: Packages that the bits of a run may depend on. NumPy draws mini-batches and projections.
 _NUMERICS = ("gradflow", "torch", "numpy", "scipy", "torchdiffeq")
 
 
@@ -44,7 +44,7 @@ def provenance(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def history(what: str) -> str:
-    """Return a line of a file's history: what was done to it, and when."""
+    """Return a line for a file's history: what was done to it, and when."""
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return f"{now}: {what} by gradflow {_version('gradflow')}"
 
@@ -61,7 +61,7 @@ def versions_of_numerics() -> dict[str, str]:
 
 
 def to_json(value: Any) -> str:
-    """Write a configuration as JSON; what JSON can't hold is written as text."""
+    """Write a configuration as JSON; values that JSON can't hold are written as text."""
     return json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
 
 

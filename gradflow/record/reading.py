@@ -1,8 +1,7 @@
-"""Reading a run, finished or not."""
+"""Open a run, finished or not."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -11,10 +10,10 @@ import xarray as xr
 
 from gradflow.errors import InvalidInputError, RunNotFoundError
 from gradflow.record.lock import is_held
-from gradflow.record.run_record import ENDED, PARTIAL
+from gradflow.record.output import PARTIAL, partial_directory, read_ending
 from gradflow.record.segments import open_segments
 
-#: How often a run that ends while it is read is looked for.
+#: Attempts to read a run that may end while it is read.
 _TRIES = 3
 
 
@@ -31,7 +30,7 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
     -------
     xarray.Dataset
         Opened lazily when finished; in memory when not. Its ``status`` is then ``running``, ``killed`` if the process
-        is no more, ``unfinished`` where the file system has no locks and so can't tell, ``error`` or ``interrupted``.
+        is no more, ``unfinished`` if the file system has no locks and so can't tell, ``error`` or ``interrupted``.
         Segments that were cut off are left out, with a warning.
 
     Raises
@@ -50,20 +49,19 @@ def open_run(path: str | os.PathLike[str]) -> xr.Dataset:
         if path.is_file():
             return _open(path)
         try:
-            return _open_partial(path.with_name(path.name + PARTIAL))
+            return _open_partial(partial_directory(path))
         except FileNotFoundError:  # the run ended while it was being read: now the file should be there
             time.sleep(0.01)
     raise RunNotFoundError(
-        f"No run at {path}: there is neither that file nor {path.name + PARTIAL}/ with records."
+        f"No run at {path}: there is neither that file nor {partial_directory(path).name}/ with records."
     )
 
 
 def _open_partial(partial: Path) -> xr.Dataset:
-    """Read what an unfinished run has recorded; its status says what became of it."""
+    """Read what an unfinished run has recorded; its status tells what became of it."""
     records = open_segments(partial)
-    try:
-        ended = json.loads((partial / ENDED).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    ended = read_ending(partial)
+    if ended is None:
         held = is_held(partial)
         if held:
             return records

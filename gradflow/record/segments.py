@@ -1,4 +1,4 @@
-"""The segments of a run that has not ended: which there are, and all of them as one dataset."""
+"""The segments of a run that has not ended: their files, and their records as one dataset."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import xarray as xr
 
 from gradflow.errors import InvalidInputError, RecordWarning
+from gradflow.record.files import is_whole
 
 _NAME = re.compile(r"segment-(\d{6,})(?:-(\d{6,}))?\.nc")
+#: Files that are read before a run goes on from them; those before were on the disk long ago.
+_READ_AGAIN = 8
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Segment:
 
     @property
     def span(self) -> int:
-        """How many segments it holds."""
+        """Number of segments in the file."""
         return self.last - self.first + 1
 
 
@@ -58,6 +62,21 @@ def list_segments(partial: Path) -> list[Segment]:
         if not chosen or segment.first > chosen[-1].last:
             chosen.append(segment)
     return chosen
+
+
+def holds_segments(partial: Path, n: int) -> bool:
+    """Return whether the first `n` segments are there; the last files are read to see if they are whole."""
+    files = [file for file in list_segments(partial) if file.first < n]
+    follow = all(a.last + 1 == b.first for a, b in pairwise(files))
+    there = bool(files) and files[0].first == 0 and files[-1].last == n - 1 and follow
+    return there and all(is_whole(file.path) for file in files[-_READ_AGAIN:])
+
+
+def remove_segments(partial: Path, first: int) -> None:
+    """Remove the segments from number `first` on, the last one first: what is left is always a beginning of the run."""
+    for file in reversed(list_segments(partial)):
+        if file.first >= first:
+            file.path.unlink()
 
 
 def open_segments(partial: Path) -> xr.Dataset:
@@ -95,7 +114,7 @@ def open_segments(partial: Path) -> xr.Dataset:
 
 
 def combine_segments(segments: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Put segments one after another; what has no time, and the attributes, are those of the first."""
+    """Put segments one after another; attributes and variables without time are those of the first."""
     return xr.concat(
         segments,
         "time",

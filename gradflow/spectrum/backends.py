@@ -11,23 +11,23 @@ from torch import Tensor
 
 from gradflow.spectrum.block_krylov import block_krylov
 from gradflow.spectrum.eigenpairs import orthonormalize, rayleigh_ritz
-from gradflow.spectrum.task import Solution, Task
+from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 
 
-def dense(task: Task) -> Solution:
+def dense(problem: EigenProblem) -> EigenSolution:
     """Form the matrix with P products and decompose it."""
-    eye = torch.eye(task.P, device=task.operator.device, dtype=task.operator.dtype)
-    pairs, rotation = rayleigh_ritz(eye, task.operator @ eye, task.k, task.tol, n_hvp=task.P)
-    return Solution(pairs, rotation[:, : task.k + 1])
+    eye = torch.eye(problem.P, device=problem.operator.device, dtype=problem.operator.dtype)
+    pairs, rotation = rayleigh_ritz(eye, problem.operator @ eye, problem.k, problem.tol, n_hvp=problem.P)
+    return EigenSolution(pairs, rotation[:, : problem.k + 1])
 
 
-def eigsh(task: Task) -> Solution:
+def eigsh(problem: EigenProblem) -> EigenSolution:
     """Run ARPACK's implicitly restarted Lanczos method (SciPy), algebraically largest."""
-    k, P = task.k, task.P
+    k, P = problem.k, problem.P
     if k >= P:  # ARPACK's limit
-        return dense(task)
-    products = _Products(task)
-    v0 = products.to_numpy(task.random(1) if task.start is None else task.start).sum(1)
+        return dense(problem)
+    products = _Products(problem)
+    v0 = products.to_numpy(problem.random(1) if problem.start is None else problem.start).sum(1)
     ncv = min(P, max(2 * k + 1, 20))
     try:
         _, vectors = sla.eigsh(
@@ -35,9 +35,9 @@ def eigsh(task: Task) -> Solution:
             k=k,
             which="LA",
             v0=v0,
-            tol=0.1 * task.tol,
+            tol=0.1 * problem.tol,
             ncv=ncv,
-            maxiter=max(1, task.max_hvps // ncv),
+            maxiter=max(1, problem.max_hvps // ncv),
         )
     except sla.ArpackNoConvergence as failure:
         vectors = failure.eigenvectors
@@ -46,62 +46,62 @@ def eigsh(task: Task) -> Solution:
     return products.ritz(vectors)
 
 
-def lobpcg(task: Task) -> Solution:
+def lobpcg(problem: EigenProblem) -> EigenSolution:
     """Run the locally optimal block preconditioned conjugate gradient method (SciPy), not preconditioned."""
-    k, P = task.k, task.P
+    k, P = problem.k, problem.P
     if 5 * k > P:  # below that SciPy's implementation turns to a dense solver with a warning
-        return dense(task)
-    products = _Products(task)
-    start = task.empty() if task.start is None else task.start[:, :k]
-    X = products.to_numpy(torch.cat([start, task.random(k - start.shape[1])], 1))
+        return dense(problem)
+    products = _Products(problem)
+    start = problem.empty() if problem.start is None else problem.start[:, :k]
+    X = products.to_numpy(torch.cat([start, problem.random(k - start.shape[1])], 1))
     products.matmat(X[:, :1])  # its tolerance is on ‖Hv − λv‖ itself, so a scale is needed before
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what it says of convergence is measured again below
+        warnings.simplefilter("ignore")  # convergence is measured again below
         try:
             _, vectors = sla.lobpcg(
                 products.linear_operator(),
                 X,
                 largest=True,
-                tol=task.tol * max(products.scale, 1e-30),
-                maxiter=max(1, task.max_hvps // k),
+                tol=problem.tol * max(products.scale, 1e-30),
+                maxiter=max(1, problem.max_hvps // k),
             )
         except ValueError:  # H isn't finite
             vectors = X
     return products.ritz(vectors)
 
 
-def power(task: Task) -> Solution:
-    """Iterate a block of k + 2 vectors with H + σI, σ ≥ |λ_min|, so that the dominant end is the top.
+def power(problem: EigenProblem) -> EigenSolution:
+    """Iterate a block of k + 2 vectors with H + σI, σ ≥ |λ_min|, so the dominant end is the top.
 
     Without the shift, the power method finds the largest |λ|.
     """
-    k = task.k
-    X = task.empty() if task.start is None else task.start
-    X = orthonormalize(torch.cat([X, task.random(max(0, min(task.P, k + 2) - X.shape[1]))], 1))
+    k = problem.k
+    X = problem.empty() if problem.start is None else problem.start
+    X = orthonormalize(torch.cat([X, problem.random(max(0, min(problem.P, k + 2) - X.shape[1]))], 1))
     shift, scale, n_hvp = 0.0, 0.0, 0
     while True:
-        HX = task.operator @ X
+        HX = problem.operator @ X
         n_hvp += X.shape[1]
-        pairs, rotation = rayleigh_ritz(X, HX, k, task.tol, n_hvp=n_hvp, scale=scale)
+        pairs, rotation = rayleigh_ritz(X, HX, k, problem.tol, n_hvp=n_hvp, scale=scale)
         scale = pairs.scale
-        if bool(pairs.converged.all()) or n_hvp >= task.max_hvps or not np.isfinite(scale):
-            return Solution(pairs, X @ rotation[:, : k + 1])
+        if bool(pairs.converged.all()) or n_hvp >= problem.max_hvps or not np.isfinite(scale):
+            return EigenSolution(pairs, X @ rotation[:, : k + 1])
         # ‖H X‖ bounds the dominant eigenvalue from below; a tenth more makes the shift safe as X converges.
         shift = max(shift, 1.1 * float(torch.linalg.matrix_norm(HX, 2)))
         X = orthonormalize(HX + shift * X)
 
 
 class _Products:
-    """The operator of a task as SciPy wants it, with its products counted."""
+    """Present the operator of a problem to SciPy, and count its products."""
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
+    def __init__(self, problem: EigenProblem) -> None:
+        self._problem = problem
         self.n_hvp = 0
         self.scale = 0.0  # a lower bound on max|λ|
 
     def matmat(self, X: np.ndarray) -> np.ndarray:
         columns = X.reshape(len(X), -1)
-        image = self.to_numpy(self._task.operator @ self._to_torch(columns))
+        image = self.to_numpy(self._problem.operator @ self._to_torch(columns))
         self.n_hvp += columns.shape[1]
         norms = np.linalg.norm(columns, axis=0)
         ratios = np.linalg.norm(image, axis=0)[norms > 0] / norms[norms > 0]
@@ -109,22 +109,24 @@ class _Products:
         return image.reshape(X.shape)
 
     def linear_operator(self) -> sla.LinearOperator:
-        P = self._task.P
+        P = self._problem.P
         return sla.LinearOperator((P, P), matvec=self.matmat, matmat=self.matmat, dtype=np.float64)
 
-    def ritz(self, vectors: np.ndarray) -> Solution:
-        """Measure what SciPy returned; fill up with random vectors where it returned fewer than k."""
-        task = self._task
+    def ritz(self, vectors: np.ndarray) -> EigenSolution:
+        """Measure what SciPy returned; fill up with random vectors if it returned fewer than k."""
+        problem = self._problem
         block = self._to_torch(np.ascontiguousarray(vectors))
-        basis = orthonormalize(torch.cat([block, task.random(max(0, task.k - block.shape[1]))], 1))
-        basis = torch.cat([basis, orthonormalize(task.random(task.k - basis.shape[1]), basis)], 1)
-        image = task.operator @ basis
+        basis = orthonormalize(torch.cat([block, problem.random(max(0, problem.k - block.shape[1]))], 1))
+        basis = torch.cat([basis, orthonormalize(problem.random(problem.k - basis.shape[1]), basis)], 1)
+        image = problem.operator @ basis
         self.n_hvp += basis.shape[1]
-        pairs, rotation = rayleigh_ritz(basis, image, task.k, task.tol, n_hvp=self.n_hvp, scale=self.scale)
-        return Solution(pairs, basis @ rotation)
+        pairs, rotation = rayleigh_ritz(
+            basis, image, problem.k, problem.tol, n_hvp=self.n_hvp, scale=self.scale
+        )
+        return EigenSolution(pairs, basis @ rotation)
 
     def _to_torch(self, block: np.ndarray) -> Tensor:
-        return torch.as_tensor(block).to(self._task.operator.device, self._task.operator.dtype)
+        return torch.as_tensor(block).to(self._problem.operator.device, self._problem.operator.dtype)
 
     @staticmethod
     def to_numpy(block: Tensor) -> np.ndarray:

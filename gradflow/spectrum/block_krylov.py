@@ -7,9 +7,9 @@ from torch import Tensor
 
 from gradflow.collective import agree
 from gradflow.spectrum.eigenpairs import Eigenpairs, orthonormalize, rayleigh_ritz
-from gradflow.spectrum.task import Solution, Task
+from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 
-#: Ritz vectors beyond those asked for that are carried from solve to solve, as guards.
+#: Ritz vectors, beyond those asked for, that are carried from solve to solve as guards.
 GUARDS = 1
 #: Part of a random unit vector that is mixed into the guard before it is multiplied.
 MIXED = 0.3
@@ -17,13 +17,13 @@ MIXED = 0.3
 PROBES, MOST_PROBES, RISING = 1, 6, 0.05
 #: Start vectors are poor if more than this part of the image of their sum lies outside their span.
 POOR = 0.05
-#: Part of a unit vector in the span of poor start vectors that the search space must leave out for it to be added.
+#: A start vector set aside is added back if more than this part of it lies outside the search space.
 LEFT_OUT = 0.4
 #: Krylov steps from a random vector that end a cold solve.
 SEARCH = 8
 
 
-def block_krylov(task: Task) -> Solution:
+def block_krylov(problem: EigenProblem) -> EigenSolution:
     """Compute the algebraically largest k eigenpairs of a symmetric operator.
 
     The search space V starts as the given vectors (cold: a random one), and grows by the residual
@@ -36,22 +36,22 @@ def block_krylov(task: Task) -> Solution:
     That finds one vector of an eigenspace, or two with the guard's: so what V has left out of the start
     vectors' span when all has converged is searched then.
 
-    A small residual says that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
+    A small residual shows that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
     rises out of the bulk is invisible from the last basis. So the Ritz vector after those asked for is carried
     along as a guard, some of a random vector is mixed into it, and its images are searched as well. A cold solve
     ends with a few Krylov steps from another random vector, until those raise none of the k Ritz values: what
     they find is mostly further vectors of an eigenspace, of which the first vector has one component.
     """
-    k, P = task.k, task.P
-    space = _SearchSpace(task, capacity=min(P, 4 * k + 20))
-    cold, put_off = _begin(space, task)
-    while len(space) < k and (space.grow(space.newest_image()) or space.grow(task.random(1))):
+    k, P = problem.k, problem.P
+    space = _SearchSpace(problem, capacity=min(P, 4 * k + 20))
+    cold, put_off = _begin(space, problem)
+    while len(space) < k and (space.grow(space.newest_image()) or space.grow(problem.random(1))):
         pass
 
     probes, guard, first = 0, -torch.inf, 0
     while True:
         ritz, rotation = space.ritz()
-        if agree(not space.is_finite or space.n_hvp >= task.max_hvps):
+        if agree(not space.is_finite or space.n_hvp >= problem.max_hvps):
             pairs, full = space.extract()
             break
         # Pairs are looked at from the largest on; what has converged is looked at again in the end.
@@ -62,9 +62,9 @@ def block_krylov(task: Task) -> Solution:
             block = torch.cat([block, space.image(rotation[:, k : k + GUARDS])], 1)
             probes += 1
         elif agree(not block.shape[1]):
-            block, put_off = space.outside(put_off), task.empty()
+            block, put_off = space.outside(put_off), problem.empty()
         if agree(not block.shape[1]):
-            if cold and _finds_more(space, task, ritz, rotation):
+            if cold and _finds_more(space, problem, ritz, rotation):
                 first = 0
                 continue
             pairs, full = space.extract()
@@ -73,51 +73,59 @@ def block_krylov(task: Task) -> Solution:
             ritz, rotation = space.ritz()
             first, block = space.unconverged(ritz, rotation, 0)
         space.make_room(block.shape[1], ritz, rotation, keep=k + GUARDS)
-        if not space.grow(block) and not space.grow(task.random(1)):
+        if not space.grow(block) and not space.grow(problem.random(1)):
             pairs, full = space.extract()
             break
-    return Solution(pairs, space.improved(full[:, : k + GUARDS]))
+    return EigenSolution(pairs, space.improved(full[:, : k + GUARDS]))
 
 
-def _begin(space: _SearchSpace, task: Task) -> tuple[bool, Tensor]:
-    """Begin with the start vectors if they are good; give whether there are none, and those put off, (P, m)."""
-    k = task.k
-    start = task.empty() if task.start is None else task.start
+def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
+    """Begin with the start vectors if they are good.
+
+    Returns
+    -------
+    cold : bool
+        Whether there are no start vectors.
+    put_off : Tensor, shape (P, m)
+        Start vectors that are not multiplied yet.
+    """
+    k = problem.k
+    start = problem.empty() if problem.start is None else problem.start
     X, guard = orthonormalize(start[:, :k]), start[:, k : k + GUARDS]
     if not space.grow(X.sum(1, keepdim=True)):
-        space.grow(task.random(1))
-        return True, task.empty()
+        space.grow(problem.random(1))
+        return True, problem.empty()
     image = space.newest_image()
     leaves = torch.linalg.vector_norm(image - X @ (X.T @ image))
-    noise = task.random(max(1, guard.shape[1]))
+    noise = problem.random(max(1, guard.shape[1]))
     noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
     guard = guard + noise if guard.shape[1] else noise
     if agree(bool(leaves <= POOR * torch.linalg.vector_norm(image))):
         space.grow(torch.cat([X, guard], 1))
-        return False, task.empty()
+        return False, problem.empty()
     space.grow(torch.cat([guard, image], 1))
     return False, X
 
 
-def _finds_more(space: _SearchSpace, task: Task, ritz: Tensor, rotation: Tensor) -> bool:
-    """Search from a random vector; whether that raises one of the k largest Ritz values."""
-    space.make_room(SEARCH, ritz, rotation, keep=task.k + GUARDS)
-    vector = task.random(1)
+def _finds_more(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotation: Tensor) -> bool:
+    """Search from a random vector; return whether that raises one of the k largest Ritz values."""
+    space.make_room(SEARCH, ritz, rotation, keep=problem.k + GUARDS)
+    vector = problem.random(1)
     for _ in range(SEARCH):
         if not space.grow(vector):
             break
         vector = space.newest_image()
-    rise = space.ritz()[0][: task.k] - ritz[: task.k]
-    return agree(bool((rise > task.tol * space.scale).any()))
+    rise = space.ritz()[0][: problem.k] - ritz[: problem.k]
+    return agree(bool((rise > problem.tol * space.scale).any()))
 
 
 class _SearchSpace:
     """An orthonormal basis V with H V, by rows in one buffer each, and T = Vᵀ H V in float64."""
 
-    def __init__(self, task: Task, capacity: int) -> None:
-        self._task = task
+    def __init__(self, problem: EigenProblem, capacity: int) -> None:
+        self._problem = problem
         self._capacity = capacity
-        self._V = task.empty().T
+        self._V = problem.empty().T
         self._HV = self._V
         self._T = torch.zeros(0, 0, dtype=torch.float64, device="cpu")
         self.scale = 0.0
@@ -129,11 +137,11 @@ class _SearchSpace:
 
     def grow(self, block: Tensor) -> bool:
         """Add what is new in a block, shape (P, b), and its image; whether there was any."""
-        new = orthonormalize(block, self._V[: self._n].T)[:, : self._task.P - self._n]
+        new = orthonormalize(block, self._V[: self._n].T)[:, : self._problem.P - self._n]
         b = new.shape[1]
         if b:
             self._reserve(self._n + b)
-            image = (self._task.operator @ new).T
+            image = (self._problem.operator @ new).T
             self._V[self._n : self._n + b] = new.T
             self._HV[self._n : self._n + b] = image
             self._n += b
@@ -144,7 +152,7 @@ class _SearchSpace:
     def _reserve(self, n: int) -> None:
         if n > len(self._V):
             size = max(n, min(self._capacity, 2 * len(self._V)))
-            V, HV = self._V.new_empty(2, size, self._task.P)
+            V, HV = self._V.new_empty(2, size, self._problem.P)
             V[: self._n], HV[: self._n] = self._V[: self._n], self._HV[: self._n]
             self._V, self._HV = V, HV
 
@@ -162,12 +170,12 @@ class _SearchSpace:
 
     @property
     def is_finite(self) -> bool:
-        """Whether H has been, so far."""
+        """Whether all products with H were finite so far."""
         return bool(torch.isfinite(self._T).all())
 
     def make_room(self, b: int, ritz: Tensor, rotation: Tensor, keep: int) -> None:
         """Keep the better half of the Ritz vectors if b more vectors would be too many."""
-        if self._n + b > self._capacity and self._capacity < self._task.P:
+        if self._n + b > self._capacity and self._capacity < self._problem.P:
             n = max(keep, self._capacity // 2)
             best = rotation[:, :n].T.to(self._V)
             self._V[:n], self._HV[:n] = best @ self._V[: self._n], best @ self._HV[: self._n]
@@ -189,13 +197,13 @@ class _SearchSpace:
         """
         V, HV = self._V[: self._n], self._HV[: self._n]
         scale = max(self.scale, float(ritz.abs().max()))
-        for j in range(first, self._task.k):
+        for j in range(first, self._problem.k):
             y = rotation[:, j].to(V)
             defect = y @ HV - float(ritz[j]) * (y @ V)
             size = float(torch.linalg.vector_norm(defect, dtype=torch.float64))
-            if not size <= self._task.tol * (scale if scale > 0 else 1.0):
+            if not size <= self._problem.tol * (scale if scale > 0 else 1.0):
                 return j, defect[:, None]
-        return self._task.k, self._task.empty()
+        return self._problem.k, self._problem.empty()
 
     def outside(self, X: Tensor) -> Tensor:
         """Return the directions in the span of orthonormal X that V leaves out, shape (P, m)."""
@@ -206,7 +214,7 @@ class _SearchSpace:
     def extract(self) -> tuple[Eigenpairs, Tensor]:
         """Return the top pairs with their residuals, and all Ritz vectors, as :func:`rayleigh_ritz` does."""
         V, HV = self._V[: self._n].T, self._HV[: self._n].T
-        return rayleigh_ritz(V, HV, self._task.k, self._task.tol, n_hvp=self.n_hvp, scale=self.scale)
+        return rayleigh_ritz(V, HV, self._problem.k, self._problem.tol, n_hvp=self.n_hvp, scale=self.scale)
 
     def improved(self, rotation: Tensor) -> Tensor:
         """Return Ritz vectors x after a step of the power method, H x/λ, which costs nothing here.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from gradflow.spectrum.eigenpairs import orthonormalize
+from gradflow.spectrum.eigenproblem import random_vectors
 from gradflow.spectrum.operators import SymmetricOperator
-from gradflow.spectrum.task import random_vectors
 
 
 @dataclass(frozen=True)

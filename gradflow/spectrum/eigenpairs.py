@@ -1,4 +1,4 @@
-"""What an eigensolver returns."""
+"""The result of an eigensolver."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Eigenpairs:
         return len(self.values)
 
     def first(self, k: int) -> Eigenpairs:
-        """Return the first k pairs alone, at no cost."""
+        """Return only the first k pairs, at no cost."""
         return Eigenpairs(
             self.values[:k], self.vectors[:, :k], self.residuals[:k], 0, self.converged[:k], self.scale
         )
@@ -96,7 +96,7 @@ def rayleigh_ritz(
 
 
 def _norms(block: Tensor) -> Tensor:
-    """2-norms of columns, float64, on the CPU; in float64 so that squares neither under- nor overflow."""
+    """Return the 2-norms of columns on the CPU; in float64, in which squares neither under- nor overflow."""
     return torch.linalg.vector_norm(block, dim=0, dtype=torch.float64).cpu()
 
 

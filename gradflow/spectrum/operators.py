@@ -1,4 +1,4 @@
-"""What the eigensolvers work on."""
+"""The operators that eigensolvers work on."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class SymmetricOperator(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the vectors that it takes."""
+        """That of the vectors which it multiplies."""
 
     @property
     def device(self) -> torch.device:
-        """Of the vectors that it takes."""
+        """That of the vectors which it multiplies."""
 
     def __matmul__(self, vectors: Tensor) -> Tensor:
         """Multiply vectors, shape (P, k)."""
@@ -106,7 +106,7 @@ class Preconditioned:
     operator : SymmetricOperator
         H.
     diagonal : Tensor, shape (P,)
-        Of P, ≥ 0. Where it is 0, the preconditioned gradient is taken to be 0.
+        The diagonal of P, ≥ 0. Where an entry is 0, the preconditioned gradient is taken to be 0.
     """
 
     def __init__(self, operator: SymmetricOperator, diagonal: Tensor) -> None:

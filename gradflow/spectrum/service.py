@@ -15,10 +15,10 @@ from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.spectrum.backends import BACKENDS
 from gradflow.spectrum.density import SpectralDensity, lanczos_density
 from gradflow.spectrum.eigenpairs import Eigenpairs
+from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 from gradflow.spectrum.operators import Negated, SymmetricOperator, check_operator
-from gradflow.spectrum.task import Solution, Task
 
-#: Steps of the length of the last that a basis is extrapolated over at most.
+#: Upper bound on the extrapolation length, in units of the previous step.
 _FURTHEST = 1.5
 
 
@@ -34,19 +34,19 @@ class SpectrumService:
     """Eigenpairs of the Hessian along a trajectory.
 
     One object per run: every solve starts from the bases of the last two, extrapolated, and what is known at
-    the same θ is not computed again. It takes a loss, or any symmetric operator.
+    the same θ is not computed again. The service takes a loss, or any symmetric operator.
 
     Parameters
     ----------
     target : LossFunction or SymmetricOperator, optional
         What to take eigenpairs of: a loss (its Hessian at the θ of each call), or an operator. May be left
-        out where every call gives an operator.
+        out if every call passes an operator.
     backend : {"block-krylov", "dense", "eigsh", "lobpcg", "power"}
         The eigensolver. All but the first are for comparison.
     max_hvps : int, optional
         Products after which a solve gives up and returns what it has, flagged. Default: 100 + 60 k.
     seed : int
-        Of the random start vectors.
+        Seed of the random start vectors.
 
     Attributes
     ----------
@@ -79,8 +79,8 @@ class SpectrumService:
         self._target = target
         self._max_hvps = max_hvps
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        self._trails: dict[str, _Trail] = {}
-        self._cache: dict[str, tuple[_Place, Eigenpairs]] = {}
+        self._histories: dict[str, _BasisHistory] = {}
+        self._cache: dict[str, tuple[_CacheKey, Eigenpairs]] = {}
 
     def top(self, k: int, at: Any = None, *, tol: float = 1e-3, start: Tensor | None = None) -> Eigenpairs:
         """Compute the algebraically largest k eigenpairs.
@@ -136,22 +136,36 @@ class SpectrumService:
             else None
         )
 
+    def warm_start(self, theta: Tensor, vectors: Tensor) -> None:
+        """Start the next solve of :meth:`top` from eigenvectors that are known.
+
+        Parameters
+        ----------
+        theta : Tensor, shape (P,)
+            Where they were computed.
+        vectors : Tensor, shape (P, m)
+            The top eigenvectors there, or approximations of them.
+        """
+        self._histories["top"] = self._histories.get("top", _BasisHistory()).then(vectors, theta)
+
     def offer(self, theta: Tensor, vectors: Tensor) -> None:
-        """Take the top eigenvectors at θ, shape (P, m), as those from which the next solve starts."""
-        self._trails["top"] = self._trails.get("top", _Trail()).then(vectors, theta)
+        """Raise an AttributeError: the method is called :meth:`warm_start` now."""
+        raise AttributeError("SpectrumService.offer is called warm_start now, with the same arguments.")
 
     @property
     def basis(self) -> Tensor | None:
         """The last basis of :meth:`top`, shape (P, m)."""
-        trail = self._trails.get("top")
-        return trail.bases[-1] if trail is not None else None
+        history = self._histories.get("top")
+        return history.bases[-1] if history is not None else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a later service needs to go on as this one would."""
-        trails = {end: {"bases": trail.bases, "thetas": trail.thetas} for end, trail in self._trails.items()}
-        known = {end: (place.theta, pairs) for end, (place, pairs) in self._cache.items()}
+        histories = {
+            end: {"bases": each.bases, "thetas": each.thetas} for end, each in self._histories.items()
+        }
+        known = {end: (key.theta, pairs) for end, (key, pairs) in self._cache.items()}
         return {
-            "trails": trails,
+            "trails": histories,  # the name in checkpoints
             "known": known,
             "n_hvps": self.n_hvps,
             "generator": self._generator.get_state(),
@@ -159,13 +173,16 @@ class SpectrumService:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self._trails = {
-            end: _Trail(trail["bases"], trail["thetas"]) for end, trail in state["trails"].items()
+        self._histories = {
+            end: _BasisHistory(history["bases"], history["thetas"])
+            for end, history in state["trails"].items()
         }
         self.n_hvps = state["n_hvps"]
         self._generator.set_state(state["generator"])
         source = getattr(self._target, "source", self._target)
-        self._cache = {end: (_Place(source, theta), pairs) for end, (theta, pairs) in state["known"].items()}
+        self._cache = {
+            end: (_CacheKey(source, theta), pairs) for end, (theta, pairs) in state["known"].items()
+        }
 
     # ------------------------------------------------------------------
 
@@ -186,26 +203,26 @@ class SpectrumService:
         if start is not None and start.dim() != 2:
             raise InvalidInputError(f"Expected start of shape (P, m), got {tuple(start.shape)}.")
         θ = key.theta if key is not None else None
-        trail = self._trails.get(end)
-        basis = trail.ahead(θ) if trail is not None else start
+        history = self._histories.get(end)
+        basis = history.ahead(θ) if history is not None else start
         if basis is not None and (
             len(basis) != P or (basis.dtype, basis.device) != (operator.dtype, operator.device)
         ):
-            basis = trail = None
-        solver: Callable[[Task], Solution] = BACKENDS[self.backend]
+            basis = history = None
+        solver: Callable[[EigenProblem], EigenSolution] = BACKENDS[self.backend]
         if self.backend == "block-krylov" and max(32, 3 * k) >= P:
             solver = BACKENDS["dense"]
         max_hvps = 100 + 60 * k if self._max_hvps is None else self._max_hvps
         signed = operator if end == "top" else Negated(operator)
         with torch.no_grad():
-            solution = solver(Task(signed, k, basis, tol, max_hvps, self._generator))
+            solution = solver(EigenProblem(signed, k, basis, tol, max_hvps, self._generator))
         pairs = solution.pairs
         if end == "bottom":
             pairs = Eigenpairs(
                 -pairs.values, pairs.vectors, pairs.residuals, pairs.n_hvp, pairs.converged, pairs.scale
             )
         self.n_hvps += pairs.n_hvp
-        self._trails[end] = (trail or _Trail()).then(solution.basis, θ)
+        self._histories[end] = (history or _BasisHistory()).then(solution.basis, θ)
         if key is None:
             self._cache.pop(end, None)
         else:
@@ -225,24 +242,24 @@ class SpectrumService:
             return check_operator(self._target.linearize(at))
         return check_operator(at)
 
-    def _key(self, at: Any) -> _Place | None:
-        """Return where a call is: a loss and θ by value. Operators without a θ are solved anew each time."""
+    def _key(self, at: Any) -> _CacheKey | None:
+        """Return what the result of a call is cached under; None for operators without a θ, which are solved anew."""
         if isinstance(at, Tensor) and at.dim() == 1 and self._target is not None:
-            return _Place(getattr(self._target, "source", self._target), at.detach().clone())
+            return _CacheKey(getattr(self._target, "source", self._target), at.detach().clone())
         theta = getattr(at, "theta", None)
-        return _Place(getattr(at, "source", at), theta.detach().clone()) if theta is not None else None
+        return _CacheKey(getattr(at, "source", at), theta.detach().clone()) if theta is not None else None
 
 
 @dataclass(frozen=True)
-class _Trail:
+class _BasisHistory:
     """The last two bases, shape (P, m) each, and where they were computed."""
 
     bases: tuple[Tensor, ...] = ()
     thetas: tuple[Tensor | None, ...] = ()
 
-    def then(self, basis: Tensor, theta: Tensor | None) -> _Trail:
-        """Return the trail one basis further."""
-        return _Trail((*self.bases, basis)[-2:], (*self.thetas, theta)[-2:])
+    def then(self, basis: Tensor, theta: Tensor | None) -> _BasisHistory:
+        """Return the history one basis further."""
+        return _BasisHistory((*self.bases, basis)[-2:], (*self.thetas, theta)[-2:])
 
     def ahead(self, theta: Tensor | None) -> Tensor:
         """Extrapolate the bases to θ: V + c (V − V′), with c the step to θ over the last one.
@@ -262,18 +279,18 @@ class _Trail:
 
 
 def _serves(pairs: Eigenpairs, k: int, tol: float) -> bool:
-    """Whether pairs that are known answer a call for k of them to a tolerance."""
+    """Return whether known pairs answer a call for k of them to a tolerance."""
     return len(pairs) >= k and bool((pairs.residuals[:k] <= tol).all())
 
 
 @dataclass(frozen=True)
-class _Place:
-    """A loss and a θ."""
+class _CacheKey:
+    """The place of a cached result: a loss, by identity, and θ, by value."""
 
     source: object
     theta: Tensor
 
-    def is_at(self, other: _Place | None) -> bool:
+    def is_at(self, other: _CacheKey | None) -> bool:
         return other is not None and self.source is other.source and self.has(other.theta)
 
     def has(self, theta: Tensor) -> bool:

@@ -5,16 +5,14 @@ import pytest
 import torch
 import xarray as xr
 from helpers.cli import invoke
+from helpers.problems import ellipse
 
 import gradflow
 from gradflow import combine, problems
 
 double = torch.float64
 ONES = torch.ones(4, dtype=double)
-
-
-def bowl(x):
-    return 0.5 * (torch.tensor([1.0, 2.0, 5.0, 8.0], dtype=double) * x**2).sum()
+bowl = ellipse([1.0, 2.0, 5.0, 8.0])
 
 
 def gd(lr=0.2, **kwargs):
@@ -80,11 +78,16 @@ def test_a_sweep_survives_a_file(tmp_path):
     [
         (lambda: [], "lr", ValueError, "at least one run"),
         (lambda: [gd(), gd()], "lr", ValueError, "Two runs have lr = 0.2"),
-        (lambda: [gd()], "momentum", ValueError, "says nothing of momentum"),
+        (
+            lambda: [gd()],
+            "momentum",
+            ValueError,
+            "Expected momentum in the record of every run, but one has none",
+        ),
         (lambda: gd(), "lr", TypeError, "Put it in a list"),
         (lambda: {1.0: "a.nc"}, "lr", TypeError, "xarray.Dataset, got str"),
         (lambda: ["a.nc"], "lr", TypeError, "xarray.Dataset, got str"),
-        (lambda: [gd()], "step", ValueError, "says nothing of step"),
+        (lambda: [gd()], "step", ValueError, "Expected step in the record of every run, but one has none"),
         (lambda: {1.0: gd()}, "step", ValueError, "have a variable 'step' already"),
         (lambda: [combine([gd()])], "lr", ValueError, "records over time"),
     ],

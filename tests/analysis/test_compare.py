@@ -3,15 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers.problems import bowl
 
 import gradflow
 from gradflow import compare, problems
 from gradflow.analysis import crossing_time, summary
-
-
-def bowl(x):
-    return 0.5 * (x**2).sum()
-
 
 ONES = torch.ones(4, dtype=torch.float64)
 

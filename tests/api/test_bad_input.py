@@ -11,6 +11,7 @@ import torch
 import xarray as xr
 from helpers.classification import data, network, problem
 from helpers.cli import invoke
+from helpers.problems import bowl
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
@@ -20,10 +21,6 @@ from gradflow.errors import GradflowError
 
 double = torch.float64
 ONES = torch.ones(3, dtype=double)
-
-
-def bowl(x):
-    return 0.5 * (x**2).sum()
 
 
 def run(out=None, loss=bowl, params=ONES, **kwargs):

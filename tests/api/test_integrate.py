@@ -6,23 +6,19 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from gradflow.driver.status import Status
 from helpers import zoo
 from helpers.methods import FLOWS, METHODS
+from helpers.problems import stretched_bowl as bowl
 
 import gradflow
 from gradflow import LossFunction, problems, steps
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
-from gradflow.driver.status import Status
 from gradflow.flows.field import Flow, all_finite
 from gradflow.observe.observers import Observers
 
 IDS = [m.name for m in METHODS]
-
-
-def bowl(x):
-    scale = torch.linspace(1.0, 4.0, len(x), dtype=x.dtype, device=x.device)
-    return 0.5 * (scale * x**2).sum()
 
 
 ONES = torch.ones(3, dtype=torch.float64)

@@ -26,6 +26,7 @@ from helpers import classification
 from helpers.classification import problem
 from helpers.cli import invoke
 from helpers.methods import METHODS
+from helpers.problems import chebyshev
 
 import gradflow
 from gradflow import open_run, problems, steps
@@ -40,10 +41,6 @@ MULTISTEP = {"scipy:BDF", "scipy:Radau", "scipy:LSODA", "torchdiffeq:scipy_solve
 
 class Died(Exception):
     pass
-
-
-def chebyshev():
-    return problems.load("chebyshev-3-20", "regression", "mse", dtype=double)
 
 
 def differences(a, b):
@@ -214,7 +211,7 @@ def test_a_run_that_fails_at_once_when_resumed_has_its_last_record_completed(tmp
 
 
 def test_segments_are_put_together_so_that_files_stay_few(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradflow.record.run_record._TOGETHER", 4)
+    monkeypatch.setattr("gradflow.record.segment_writer._TOGETHER", 4)
     train, _, theta = chebyshev()
     kwargs = {"method": "gd", "lr": 0.1, "max_steps": 200, "n_eigs": 1, "eigs_every": steps(3)}
     whole = gradflow.integrate(train, theta, out=tmp_path / "whole.nc", **kwargs).load()
@@ -242,7 +239,7 @@ def test_segments_are_put_together_so_that_files_stay_few(tmp_path, monkeypatch)
 @pytest.mark.parametrize("removed", range(5))
 def test_a_death_while_segments_are_put_together_loses_nothing(removed, tmp_path, monkeypatch):
     """Some of the files that were put together are still there, and don't count twice."""
-    monkeypatch.setattr("gradflow.record.run_record._TOGETHER", 4)
+    monkeypatch.setattr("gradflow.record.segment_writer._TOGETHER", 4)
     train, _, theta = chebyshev()
     kwargs = {"method": "gd", "lr": 0.1, "max_steps": 30}
     whole = gradflow.integrate(train, theta, **kwargs)
@@ -486,9 +483,7 @@ def test_a_class_that_is_not_known_is_named_and_nothing_is_lost(dead):
         assert files(path) == before
 
 
-@pytest.mark.parametrize(
-    "where", ["gradflow.api.integration.from_plain", "gradflow.api.integration.Schedule"]
-)
+@pytest.mark.parametrize("where", ["from_plain", "Schedule"])
 def test_an_error_before_the_first_step_frees_the_lock(where, dead, monkeypatch):
     path, train, theta, kwargs = dead
     before = files(path)
@@ -497,13 +492,13 @@ def test_an_error_before_the_first_step_frees_the_lock(where, dead, monkeypatch)
         raise Died("before the first step")
 
     with monkeypatch.context() as patched:
-        patched.setattr(where, fails)
+        patched.setattr(sys.modules["gradflow.api.integrate"], where, fails)
         with pytest.raises(Died) as caught:
             gradflow.integrate(train, theta, resume=path, **kwargs)
     assert (
         caught.value.__traceback__ is not None
     )  # which keeps the record, and so a lock that it would still hold
-    if where.endswith("from_plain"):
+    if where == "from_plain":
         assert files(path) == before
     whole = gradflow.integrate(train, theta, **kwargs)
     assert np.array_equal(gradflow.integrate(train, theta, resume=path, **kwargs).theta, whole.theta)
@@ -695,7 +690,7 @@ def test_a_death_at_the_very_end_leaves_a_run_that_has_ended(where, tmp_path, mo
 
     with monkeypatch.context() as patched:
         patched.setattr(
-            "gradflow.record.run_record.FileRecord.abandon", lambda self, _: self._lock.close()
+            "gradflow.record.file_record.FileRecord.abandon", lambda self, _: self._lock.close()
         )  # as if killed
         patched.setattr(where, dies)
         with pytest.raises(Died):

@@ -11,7 +11,8 @@ import pytest
 import torch
 from helpers import classification
 from helpers.methods import FLOWS, METHODS
-from scipy.integrate import solve_ivp
+from helpers.problems import chebyshev, quadratic
+from helpers.references import by_radau
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -36,16 +37,6 @@ def log_cosh():
         return Q @ torch.asinh(math.exp(-t) * torch.sinh(x0))
 
     return loss, Q @ x0, exact
-
-
-def quadratic(eigenvalues, seed=0):
-    g = torch.Generator().manual_seed(seed)
-    n = len(eigenvalues)
-    Q = torch.linalg.qr(torch.randn(n, n, generator=g, dtype=torch.float64))[0]
-    λ = torch.as_tensor(eigenvalues, dtype=torch.float64)
-    H = (Q * λ) @ Q.T
-    theta0 = torch.randn(n, generator=g, dtype=torch.float64)
-    return (lambda x: 0.5 * x @ H @ x), theta0, lambda t: Q @ (torch.exp(-λ * t) * (Q.T @ theta0))
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m.orders], ids=str)
@@ -194,7 +185,7 @@ def test_a_flat_loss_is_integrated_to_the_end(method):
 
 
 def test_sharpness_is_measured_again_after_ten_steps_or_when_asked():
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    train, _, theta = chebyshev()
     measured = []
     by_hand = gradflow.solver("rk4", train, theta)
     reports = [by_hand.step() for _ in range(31)]
@@ -256,41 +247,22 @@ def test_a_rise_that_three_rejections_cannot_avoid_is_recorded():
 # ---------------------------------------------------------------------- against a second implementation
 
 
-@pytest.fixture(scope="module")
-def radau():
-    """The flow on chebyshev-3-20 from the seeded initialisation, by SciPy's Radau at rtol 1e-11."""
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
-    eye = torch.eye(len(theta), dtype=torch.float64)
-    solution = solve_ivp(
-        lambda t, y: -train.gradient(torch.from_numpy(y))[1].numpy(),
-        (0.0, 20.0),
-        theta.numpy(),
-        method="Radau",
-        jac=lambda t, y: -train.hvp(torch.from_numpy(y), eye).numpy(),
-        rtol=1e-11,
-        atol=1e-13,
-        t_eval=[0.0, 5.0, 10.0, 20.0],
-    )
-    assert solution.success
-    return train, theta, solution
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "order", "hs", "bound"),
     [("rk4", 4, (0.2, 0.1, 0.05), 1e-6), ("expeuler", 1, (0.1, 0.05, 0.025), 1e-2)],
 )
-def test_flow_errors_against_radau_fall_with_the_order(radau, name, order, hs, bound):
-    train, theta, solution = radau
+def test_flow_errors_against_radau_fall_with_the_order(name, order, hs, bound):
+    train, theta, expected = by_radau(3, (0.0, 5.0, 10.0, 20.0))
     method = next(m for m in METHODS if m.name == name)
-    travelled = np.linalg.norm(solution.y[:, -1] - theta.numpy())
+    travelled = np.linalg.norm(expected[-1] - theta.numpy())
     errors = []
     for h in hs:
         ds = gradflow.integrate(
             train, theta, method=name, t_max=20.0, save_at=[5.0, 10.0, 20.0], **method.fixed(h)
         )
         assert np.allclose(ds.time, [0, 5, 10, 20])
-        errors.append(np.linalg.norm(ds.theta.values - solution.y.T, axis=1) / travelled)
+        errors.append(np.linalg.norm(ds.theta.values - expected, axis=1) / travelled)
     final = np.array(errors)[:, -1]
     slope = np.polyfit(np.log(hs), np.log(final), 1)[0]
     assert abs(slope - order) < 0.15 * order, (slope, final)
@@ -302,10 +274,10 @@ def test_flow_errors_against_radau_fall_with_the_order(radau, name, order, hs, b
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", [m for m in METHODS if m.tolerances or m.orders], ids=str)
-def test_every_method_agrees_with_radau(radau, method):
+def test_every_method_agrees_with_radau(method):
     """In proportion to its tolerance, or to its step to the power of its order."""
-    train, theta, solution = radau
-    travelled = np.linalg.norm(solution.y[:, 2] - theta.numpy())
+    train, theta, expected = by_radau(3, (0.0, 5.0, 10.0, 20.0))
+    travelled = np.linalg.norm(expected[2] - theta.numpy())
     tolerances, hs = (1e-4, 1e-6), (0.05, 0.025)
     if method.tolerances:
         settings = [method.tolerances(rtol) for rtol in tolerances]
@@ -314,7 +286,7 @@ def test_every_method_agrees_with_radau(radau, method):
     errors = []
     for options in settings:
         ds = gradflow.integrate(train, theta, method=method.name, t_max=10.0, save_every=5.0, **options)
-        errors.append(np.linalg.norm(ds.theta.values[1:] - solution.y.T[1:3]) / travelled)
+        errors.append(np.linalg.norm(ds.theta.values[1:] - expected[1:3]) / travelled)
     if method.tolerances:
         # At the loose one it is the stability limit that sets the step, and the error is smaller than allowed.
         # The constant is fehlberg2's, whose error estimate has a coefficient of 1/512.
@@ -346,11 +318,11 @@ def test_expeuler_stays_on_the_flow_on_digits():
     assert int(run.n_hvps[-1]) / 60 < 394 / 5
 
 
-def test_rk4_with_its_default_step_is_accurate(radau):
-    train, theta, solution = radau
+def test_rk4_with_its_default_step_is_accurate():
+    train, theta, expected = by_radau(3, (0.0, 5.0, 10.0, 20.0))
     ds = gradflow.integrate(train, theta, method="rk4", t_max=20.0, save_every=20.0)
-    travelled = np.linalg.norm(solution.y[:, -1] - theta.numpy())
-    assert np.linalg.norm(ds.params - solution.y[:, -1]) < 1e-4 * travelled
+    travelled = np.linalg.norm(expected[-1] - theta.numpy())
+    assert np.linalg.norm(ds.params - expected[-1]) < 1e-4 * travelled
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -422,7 +394,7 @@ def test_float32_follows_float64(method, device):
 
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 def test_costs_are_counted(method, monkeypatch):
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    train, _, theta = chebyshev()
     calls = {"gradients": 0, "hvps": 0}
     gradient, linearize = LossFunction.gradient, LossFunction.linearize
 
@@ -529,7 +501,7 @@ def test_euler_is_an_alias_of_gd():
 
 @pytest.mark.parametrize("method", METHODS, ids=IDS)
 def test_stepping_by_hand_is_the_run(method):
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    train, _, theta = chebyshev()
     by_hand = gradflow.solver(
         method.name, train, theta, report_gradient=True, report_eigenvectors=True, **method.options
     )
@@ -614,7 +586,7 @@ def test_the_cap_keeps_steps_within_the_stability_interval_and_can_be_switched_o
 
 
 def test_frequent_records_do_not_shorten_the_steps_of_foreign_solvers():
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    train, _, theta = chebyshev()
     for method in FLOWS:
         if REGISTRY[method.name].interpolates:
             rare, often = (

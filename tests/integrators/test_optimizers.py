@@ -1,23 +1,23 @@
-"""torch.optim through integrate(): the plain loop bit for bit, schedules, mini-batches, and effective sharpness."""
+"""torch.optim through integrate(): the plain loop bit for bit, schedules, momentum, and mini-batches."""
 
 import copy
-import math
 
 import numpy as np
 import pytest
 import torch
 from helpers.classification import SCHEDULES, TORCH, data, network, problem
+from helpers.loops import plain_loop
 from torch import nn
 from torch.nn import functional as F
-from torch.optim import lr_scheduler
 
 import gradflow
-from gradflow import steps
+from gradflow import problems, steps
 from gradflow.errors import GradflowError
 from gradflow.integrators import METHODS
 from gradflow.integrators.optimizers.registry import method_of
 
 double = torch.float64
+NESTEROV = {"polyak": False, "nesterov": True}
 EXTRA = {
     "lbfgs": [{"max_iter": 4}, {"max_iter": 5, "line_search_fn": "strong_wolfe", "history_size": 3}],
     "sgd": [{}, {"lr": 0.1, "momentum": 0.9, "dampening": 0.9}, {"lr": 0.1, "momentum": 0.5, "nesterov": True},
@@ -29,34 +29,10 @@ EXTRA = {
 CASES = [(name, options) for name in TORCH for options in EXTRA.get(name, [{}])]
 
 
-def plain_loop(make, n, dtype=torch.float32, bias=True, scheduler=None, batches=None, clip=None, per=1):
-    """Train as everybody does; θ after every step."""
-    net, (X, y) = network(dtype, bias), data()
-    X = X.to(dtype)
-    optimizer = make(net.parameters())
-    schedule = None if scheduler is None else scheduler(optimizer)
-    thetas, losses = [], []
-    for i in range(n):
-        rows = slice(None) if batches is None else batches[i]
-
-        def closure(rows=rows):
-            optimizer.zero_grad()
-            loss = F.cross_entropy(net(X[rows]), y[rows])
-            loss.backward()
-            if clip is not None:
-                clip(net.parameters())
-            return loss
-
-        if isinstance(optimizer, torch.optim.LBFGS):
-            optimizer.step(closure)
-        else:
-            losses.append(closure().item())
-            optimizer.step()
-        if schedule is not None and (i + 1) % per == 0:
-            metric = (np.mean(losses[-per:]),) if isinstance(schedule, lr_scheduler.ReduceLROnPlateau) else ()
-            schedule.step(*metric)
-        thetas.append(nn.utils.parameters_to_vector(net.parameters()).detach().clone())
-    return torch.stack(thetas).numpy()
+def in_plain_torch(make, n, dtype=torch.float32, bias=True, **options):
+    """Train the network as everybody does; θ after every step."""
+    X, y = data()
+    return plain_loop(network(dtype, bias), F.cross_entropy, (X.to(dtype), y), make, n, **options)
 
 
 def recorded(method, n, loss=None, **options):
@@ -80,7 +56,7 @@ def test_all_of_torch_optim_is_there():
 def test_it_is_the_plain_loop_bit_for_bit(method, options, dtype):
     bias = method != "muon"  # which takes matrices alone
     run = recorded(method, 12, problem(dtype, bias), **options)
-    expected = plain_loop(lambda p: METHODS[method].optimizer(p, **options), 12, dtype, bias)
+    expected = in_plain_torch(lambda p: METHODS[method].optimizer(p, **options), 12, dtype, bias)
     assert np.array_equal(run.theta.values[1:], expected)
     assert not np.array_equal(expected[0], expected[-1])
 
@@ -147,6 +123,12 @@ def test_a_class_of_ones_own():
         ("adam", {"scheduler": "StepLR(step_size=3"}, ValueError, "scheduler as NAME"),
         ("adam", {"scheduler": "StepLR(size=3)"}, ValueError, "StepLR"),
         ("adam", {"scheduler": "__import__('os').getcwd()"}, ValueError, "scheduler as NAME"),
+        ("polyak", {"lr": 0.0}, ValueError, "lr > 0"),
+        ("polyak", {"lr": 0.1, "momentum": 1.0}, ValueError, "momentum < 1"),
+        ("polyak", {"lr": 0.1, "momentum": -0.1}, ValueError, "momentum ≥ 0"),
+        ("polyak", {"lr": 0.1, "momentum": "0.9"}, TypeError, "momentum to be a number"),
+        ("polyak", {"momentum": 0.9}, TypeError, "needs lr"),
+        ("polyak", {"lr": 0.1, "beta": 0.9}, TypeError, "no option 'beta'"),
     ],
 )  # fmt: skip
 def test_mistakes(method, options, kind, text, tmp_path):
@@ -163,15 +145,83 @@ def test_mini_batches_need_data():
         )
 
 
+# ---------------------------------------------------------------------- momentum by the names of its inventors
+
+
+@pytest.mark.parametrize("method", NESTEROV)
+@pytest.mark.parametrize("arch", ["fc-tanh-depth1", "cnn-relu"])
+def test_steps_with_momentum_are_torchs_bit_for_bit(method, arch):
+    train, _, theta = problems.load("digits", arch, "ce")
+    run = gradflow.integrate(
+        train, theta, method=method, lr=0.05, momentum=0.8, max_steps=6, params_every=gradflow.steps(1)
+    )
+    expected = plain_loop(
+        copy.deepcopy(train.source.net), nn.CrossEntropyLoss(), train.source.data.dataset.tensors,
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.8, nesterov=NESTEROV[method]), 6,
+    )  # fmt: skip
+    assert np.array_equal(run.theta.values[1:], expected)
+
+
+@pytest.mark.parametrize("method", NESTEROV)
+def test_a_step_counts_as_lr_over_one_minus_momentum(method):
+    run = gradflow.integrate(
+        lambda x: (x**2).sum(),
+        torch.ones(2, dtype=double),
+        method=method,
+        lr=0.01,
+        momentum=0.9,
+        max_steps=50,
+    )
+    assert np.array_equal(run.time, np.arange(51) * (0.01 / (1 - 0.9)))
+    assert run.attrs["time_definition"] == "flow"
+
+
+@pytest.mark.parametrize("method", NESTEROV)
+def test_an_unstable_step_can_be_refused(method):
+    by_hand = gradflow.solver(
+        method, lambda x: 0.5 * (x**2).sum(), torch.ones(1, dtype=double), lr=0.9, momentum=0.9, error_if_unstable=True
+    )  # fmt: skip
+
+    def refusal():
+        for _ in range(20):
+            at, loss = by_hand.params, by_hand.loss
+            try:
+                by_hand.step()
+            except gradflow.IntegrationError as error:
+                return str(error), at, loss
+        raise AssertionError("no step was refused")
+
+    message, at, loss = refusal()
+    assert refusal()[0] == message
+    assert torch.equal(by_hand.params, at)
+    assert by_hand.loss == loss
+
+
+def test_dampening_counts_only_where_there_is_momentum():
+    """Torch ignores it without: two steps of lr take the time of two."""
+
+    def times(**options):
+        theta = torch.ones(2, dtype=torch.float64)
+        run = gradflow.integrate(
+            lambda x: 0.5 * (x**2).sum(), theta, method="sgd", lr=0.1, max_steps=2, **options
+        )
+        return run.time.values
+
+    assert times(dampening=0.5) == pytest.approx([0.0, 0.1, 0.2])
+    assert times(dampening=0.5, momentum=0.8) == pytest.approx([0.0, 0.25, 0.5])  # (1 − τ)/(1 − β)
+
+
 # ---------------------------------------------------------------------- schedules, clipping
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("method", ["sgd", "adam"])
-def test_schedulers_do_what_they_do_in_the_plain_loop(name, method):
+def test_schedulers_do_what_they_do_in_the_in_plain_torch(name, method):
     options = {"lr": 0.05} | ({"momentum": 0.5} if method == "sgd" else {})
     run = recorded(method, 14, scheduler=SCHEDULES[name], **options)
-    expected = plain_loop(lambda p: METHODS[method].optimizer(p, **options), 14, scheduler=SCHEDULES[name])
+    expected = in_plain_torch(
+        lambda p: METHODS[method].optimizer(p, **options), 14, scheduler=SCHEDULES[name]
+    )
     assert np.array_equal(run.theta.values[1:], expected)
     assert len(set(run.step_size.values[1:].tolist())) > 1
     assert "stability_threshold" not in run.attrs
@@ -213,7 +263,7 @@ def test_a_learning_rate_of_zero_stays():
 @pytest.mark.parametrize("method", ["sgd", "adam", "lbfgs"])
 def test_clipping(method, options, clip):
     run = recorded(method, 6, lr=0.5, **options)
-    expected = plain_loop(lambda p: METHODS[method].optimizer(p, lr=0.5), 6, clip=clip)
+    expected = in_plain_torch(lambda p: METHODS[method].optimizer(p, lr=0.5), 6, clip=clip)
     assert np.array_equal(run.theta.values[1:], expected)
     assert not np.array_equal(run.theta, recorded(method, 6, lr=0.5).theta)
 
@@ -234,10 +284,10 @@ def batches_of(n, size, seed, N=40):
 
 @pytest.mark.parametrize("size", [8, 12, 40])
 @pytest.mark.parametrize("method", ["sgd", "adam", "lbfgs"])
-def test_mini_batches_are_those_of_the_plain_loop(method, size):
+def test_mini_batches_are_those_of_the_in_plain_torch(method, size):
     run = recorded(method, 13, lr=0.05, batch_size=size, sample_seed=3)
     batches = batches_of(13, size, 3)
-    expected = plain_loop(lambda p: METHODS[method].optimizer(p, lr=0.05), 13, batches=batches)
+    expected = in_plain_torch(lambda p: METHODS[method].optimizer(p, lr=0.05), 13, batches=batches)
     assert np.array_equal(run.theta.values[1:], expected)
     per = -(-40 // size)
     for epoch in range(13 // per):  # without replacement, and anew each time
@@ -265,7 +315,7 @@ def test_mini_batches_cost_their_share():
 def test_orders_of_samples():
     order = recorded("sgd", 6, lr=0.1, batch_size=8, sample="order")
     rows = [torch.arange(40)[(k % 5) * 8 : (k % 5 + 1) * 8] for k in range(6)]
-    expected = plain_loop(lambda p: torch.optim.SGD(p, lr=0.1), 6, batches=rows)
+    expected = in_plain_torch(lambda p: torch.optim.SGD(p, lr=0.1), 6, batches=rows)
     assert np.array_equal(order.theta.values[1:], expected)
     drawn = [recorded("sgd", 6, lr=0.1, batch_size=8, sample="replacement", sample_seed=s) for s in (1, 1, 2)]
     assert np.array_equal(drawn[0].theta, drawn[1].theta)
@@ -276,7 +326,7 @@ def test_schedulers_by_epoch():
     plateau = SCHEDULES["ReduceLROnPlateau"]
     for scheduler in (SCHEDULES["StepLR"], plateau):
         run = recorded("sgd", 40, lr=0.3, batch_size=16, scheduler=scheduler, scheduler_every="epoch")
-        expected = plain_loop(
+        expected = in_plain_torch(
             lambda p: torch.optim.SGD(p, lr=0.3),
             40,
             scheduler=scheduler,
@@ -341,139 +391,16 @@ def test_rmsprop_without_epsilon():
         assert np.allclose(run.theta.values[k + 1], θ, rtol=0, atol=1e-12)
 
 
-# ---------------------------------------------------------------------- effective sharpness
-
-H = torch.tensor([[4.0, 1.0, 0.0], [1.0, 3.0, 0.5], [0.0, 0.5, 1.0]], dtype=double)
-
-
-def quadratic(x):
-    return 0.5 * x @ H @ x
-
-
-PRECONDITIONED = [
-    ("rmsprop", {}), ("rmsprop", {"centered": True, "momentum": 0.5}), ("adam", {}), ("adam", {"amsgrad": True}),
-    ("adamw", {"lr": 0.01}), ("adamax", {}), ("adagrad", {"lr_decay": 0.1}),
-    ("adam", {"eps": 0.1, "betas": (0.5, 0.9)}),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("method", "options"), PRECONDITIONED)
-def test_the_preconditioner_is_what_the_optimiser_divides_by(method, options):
-    """P from the state gives the very update of the last step: θ' = θ − η P⁻¹ m, m the momentum as it is stored."""
-    integrator = METHODS[method](**({"lr": 0.02} | options))
-    flow = gradflow.integrators.Flow(gradflow.LossFunction.from_callable(quadratic))
-    theta = torch.tensor([1.0, -2.0, 0.5], dtype=double)
-    state = integrator.init(flow.at(theta))
-    assert integrator.preconditioner(state) is None
-    for _ in range(7):
-        before, theta_before = state, theta
-        result = integrator.step(flow.at(theta), 0.02, state)
-        theta, state = result.theta, result.state
-    P, s = integrator.preconditioner(state), state.saved["state"]["theta"]
-    lr, decay = integrator.lr, options.get("weight_decay", 0.01 if method == "adamw" else 0.0)
-    if method == "rmsprop":
-        g = H @ theta_before
-        β = integrator.momentum
-        m = g if not β else s["momentum_buffer"] * P  # the buffer holds updates
-        if β:
-            old = before.saved["state"]["theta"]["momentum_buffer"]
-            assert torch.allclose(s["momentum_buffer"], β * old + g / P, rtol=1e-12)
-    elif method == "adagrad":
-        m = H @ theta_before
-    else:
-        m = s["exp_avg"]
-    expected = theta_before * (1 - lr * decay) - lr * m / P
-    assert torch.allclose(theta, expected, rtol=1e-10, atol=0)
-
-
-@pytest.mark.parametrize(("method", "options"), PRECONDITIONED)
-def test_effective_eigenvalues_are_those_of_the_preconditioned_hessian(method, options):
-    theta = torch.tensor([1.0, -2.0, 0.5], dtype=double)
-    kwargs = {"lr": 0.02} | options
-    run = gradflow.integrate(quadratic, theta, method=method, max_steps=8, n_eigs=2, eigs_tol=1e-10, **kwargs)
-    assert np.isnan(run.effective_eigenvalue[0]).all()
-    integrator = METHODS[method](**kwargs)
-    flow = gradflow.integrators.Flow(gradflow.LossFunction.from_callable(quadratic))
-    state = integrator.init(flow.at(theta))
-    for k in range(8):
-        result = integrator.step(flow.at(theta), 0.02, state)
-        theta, state = result.theta, result.state
-        P = integrator.preconditioner(state)
-        λ = torch.linalg.eigvals(H / P[:, None]).real.sort(descending=True).values
-        assert np.allclose(run.effective_eigenvalue[k + 1], λ[:2], rtol=1e-8)
-    assert (run.effective_eigenvalue_residual.values[1:] < 1e-10).all()
-    assert np.allclose(run.eigenvalue, torch.linalg.eigvalsh(H).flip(0)[:2])
-
-
-def iteration_radius(method, λ, lr, β):
-    """Spectral radius of (θ, m) ↦ (θ', m') on ½λθ² with P = 1, frozen."""
-    if method == "rmsprop":  # b = βb + g, θ = θ − ηb
-        m = np.array([λ, β])
-    else:  # an average: m = βm + (1 − β)g
-        m = np.array([(1 - β) * λ, β])
-    return np.abs(np.linalg.eigvals(np.stack([np.array([1.0, 0.0]) - lr * m, m]))).max()
-
-
-@pytest.mark.parametrize("β", [0.0, 0.5, 0.9])
-@pytest.mark.parametrize("method", ["rmsprop", "adam", "adamw", "adamax", "adagrad"])
-def test_thresholds_are_where_the_spectral_radius_is_one(method, β):
-    if method == "adagrad" and β:
-        pytest.skip("Adagrad has no momentum")
-    lr = 0.1
-    options = {"rmsprop": {"momentum": β}, "adagrad": {}}.get(method, {"betas": (β, 0.99)})
-    threshold = METHODS[method](lr=lr, **options).stability_threshold
-    assert iteration_radius(method, threshold, lr, β) == pytest.approx(1.0, abs=1e-12)
-    assert (
-        iteration_radius(method, 0.99 * threshold, lr, β)
-        < 1
-        < iteration_radius(method, 1.01 * threshold, lr, β)
-    )
-
-
-@pytest.mark.parametrize(
-    ("momentum", "dampening", "nesterov"), [(0.0, 0.0, False), (0.9, 0.5, False), (0.5, 0.0, True)]
-)
-def test_thresholds_of_sgd(momentum, dampening, nesterov):
-    lr = 0.1
-    sgd = METHODS["sgd"](lr=lr, momentum=momentum, dampening=dampening, nesterov=nesterov)
-    threshold = sgd.stability_threshold
-
-    def radius(λ):
-        v = np.array([λ * (1 - (dampening if momentum else 0)), momentum])
-        step = np.array([λ, 0.0]) + momentum * v if nesterov else v
-        return np.abs(np.linalg.eigvals(np.stack([np.array([1.0, 0.0]) - lr * step, v]))).max()
-
-    assert radius(threshold) == pytest.approx(1.0, abs=1e-12)
-    assert radius(0.99 * threshold) < 1 < radius(1.01 * threshold)
-
-
-def test_pictures_and_crossings_go_by_the_effective_sharpness():
-    pytest.importorskip("matplotlib").use("agg")
-    from matplotlib import pyplot as plt
-
-    run = gradflow.integrate(
-        quadratic,
-        torch.tensor([1.0, -2.0, 0.5], dtype=double),
-        method="rmsprop",
-        lr=0.5,
-        max_steps=60,
-        n_eigs=1,
-    )
-    effective = run.effective_eigenvalue.values[:, 0]
-    first = run.time.values[np.flatnonzero(effective > run.attrs["stability_threshold"])]
-    assert gradflow.summary(run).get("crossing_time", math.nan) == pytest.approx(
-        float(first[0]) if len(first) else math.nan, nan_ok=True
-    )
-    ax = gradflow.plot.sharpness(run)
-    assert np.array_equal(ax.lines[0].get_ydata(), effective[1:])
-    assert "effective" in ax.get_ylabel()
-    plt.close("all")
-
-
 def test_a_step_is_a_function_of_its_state():
     """What a step returns doesn't depend on what was done with the optimiser since its state was made."""
-    for name in ("adam", "lbfgs", "adafactor"):
-        integrator = METHODS[name]()
+    for name, options in {
+        "adam": {},
+        "lbfgs": {},
+        "adafactor": {},
+        "polyak": {"lr": 0.02},
+        "nesterov": {"lr": 0.02},
+    }.items():
+        integrator = METHODS[name](**options)
         flow = gradflow.integrators.Flow(problem(double))
         point = flow.at(flow.loss.parameters())
         state = integrator.step(point, 0.1, integrator.init(point)).state
@@ -483,6 +410,7 @@ def test_a_step_is_a_function_of_its_state():
         third = integrator.step(point, 0.1, state)
         assert torch.equal(first.theta, second.theta)
         assert torch.equal(first.theta, third.theta)
+        assert not torch.equal(first.theta, point.theta)
         assert str(kept) == str(state.saved)
 
 

@@ -10,6 +10,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from helpers.references import by_radau
 from scipy.interpolate import CubicHermiteSpline
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -250,11 +251,7 @@ def test_a_quadratic_is_exact_in_steps_of_any_size_however_stiff(name, options):
 
 @pytest.fixture(scope="module")
 def cheb():
-    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
-    run = gradflow.integrate(
-        train, theta, method="scipy:Radau", rtol=1e-11, atol=1e-12, t_max=20.0, save_at=[7.3, 20.0]
-    )
-    return train, theta, run.theta.values[1:]
+    return by_radau(3, (7.3, 20.0), atol=1e-12)
 
 
 @pytest.mark.parametrize(("name", "options"), STIFF)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from helpers.problems import bowl
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils.data import TensorDataset
@@ -741,10 +742,6 @@ def test_schedules_are_those_of_torch():
 
 
 # ---------------------------------------------------------------------- what is refused
-
-
-def bowl(w):
-    return (w**2).sum()
 
 
 @pytest.mark.parametrize(

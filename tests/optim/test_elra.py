@@ -13,6 +13,8 @@ from torch import nn
 
 from gradflow import problems
 from gradflow.optim import ElraGradScaler, ElraOptimizer, Mode
+from gradflow.optim.elra.control import Control
+from gradflow.optim.elra.former import FORMER_NAMES
 from gradflow.optim.elra.period import Period
 
 double = torch.float64
@@ -43,14 +45,88 @@ def vector(parameters):
 # Reference numbers
 
 
+class ReferencePeriod(Period):
+    """Statistics as the reference counts them: n is one too many in the first period, the spread is divided by t²."""
+
+    def add(self, f):
+        self.loss_sum += f
+        self.n_losses = self.n_calls - self.n_revoked + 1
+        if self.n_calls == 0:
+            self.square_sum = 0.0
+            return
+        away = (self.loss_sum - self.n_losses * f) / self.n_calls
+        self.square_sum += away * away
+
+
+class ReferenceControl(Control):
+    """The rules of the reference where it differs from ours.
+
+    The loss of a group is that of its last micro-batch, not the mean. A loss no higher than the last is not always
+    accepted. The length of a step is taken for η in noisy mode, whatever it was; α isn't shortened there before the
+    first accepted step. A parabola may make the step longer, or turn it round. Revocations are forgotten at the end of
+    every window, calls only at the end of the period.
+    """
+
+    batch_loss = NAN
+
+    def start(self, f, norm):
+        length = super().start(f, norm)
+        self.period = ReferencePeriod(**vars(self.period))
+        if not self.settings.is_noise_free:
+            self.length = self.schedule_length
+        return length
+
+    def accepts(self, f, least):
+        usual = least < self.reference_loss + 5 * self.loss_spread * self.leniency
+        return usual and super().accepts(self.batch_loss, least)
+
+    def accepted(self, f, s, norm):
+        return super().accepted(self.batch_loss, s, norm)
+
+    def revoked(self, f):
+        before = self.secant_length
+        length = super().revoked(self.batch_loss)
+        if self.settings.is_noise_free:
+            return length
+        self.length = self.schedule_length
+        if not self.only_start:
+            return length
+        self.secant_length = before
+        return before
+
+    def _shortening(self, f):
+        drop = self.secant_length * self.slope_norm * self.slope_norm
+        rise = f - self.last_loss + drop
+        φ = 0.5 * drop / rise if rise != 0 else NAN
+        return φ if φ < INF else 0.01
+
+    def _end_window(self):
+        super()._end_window()
+        self.period.n_revoked = 0
+
+    def _end_period(self):
+        self.period.n_losses = self.period.n_calls - self.period.n_revoked
+        super()._end_period()
+
+
+class ReferenceOptimizer(ElraOptimizer):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+        self._control = ReferenceControl.new(self._control.settings)
+
+    def _advance(self, f, g):
+        self._control.batch_loss = f
+        super()._advance(f, g)
+
+
 class Quadratic:
     """The scripted test: a noisy quadratic, whose noise is the same in every run."""
 
-    def __init__(self, lowest, highest, **options):
+    def __init__(self, lowest, highest, kind=ElraOptimizer, **options):
         self.A = np.logspace(math.log10(lowest), math.log10(highest), 20)
         self.random = np.random.RandomState(0)
         self.θ = leaf(np.ones(20))
-        self.optimizer = ElraOptimizer([self.θ], lr=1e-4, classes=10, **options)
+        self.optimizer = kind([self.θ], lr=1e-4, classes=10, **options)
 
     def call(self):
         x = self.θ.detach().numpy().copy()
@@ -64,19 +140,20 @@ class Quadratic:
 def test_control_agrees_with_reference(name):
     """Every logged scalar of 6,000 calls: 9 digits, but for μ, which the reference averages in single precision."""
     reference = REFERENCE["control"][name]
-    run = Quadratic(reference["lowest"], reference["highest"], batch_size=768, compat=True)
+    run = Quadratic(reference["lowest"], reference["highest"], ReferenceOptimizer, batch_size=768)
     control, columns = run.optimizer.control, reference["columns"]
     logged, revoked, so_far = {each: [] for each in columns}, 0, 0
     for i in range(1, 6001):
-        T, before = control.T, control.revoked_calls
+        T, before = control.n_calls, control.revoked_calls
         f = run.call()
-        if control.T > T:  # a call that only collects leaves the flag
+        if control.n_calls > T:  # a call that only collects leaves the flag
             revoked = control.revoked_calls - before
         so_far += revoked
         if i in columns["call"]:
             found = {
                 **vars(control),
-                "t": control.period.t,
+                **{former: getattr(control, now) for former, now in FORMER_NAMES["control"].items()},
+                "t": control.period.n_calls,
                 "call": i,
                 "f": f,
                 "norm": float(run.θ.detach().norm()),
@@ -98,13 +175,13 @@ def test_rosenbrock_agrees_with_reference():
     """
     reference = {key: np.array(value) for key, value in REFERENCE["rosenbrock"].items()}
     θ = leaf([0.3, 0.8])
-    optimizer = ElraOptimizer([θ], lr=1e-6, compat=True)
+    optimizer = ReferenceOptimizer([θ], lr=1e-6)
     losses, α, revoked, xs = [], [], [], []
     for _ in range(60):
         xs.append(θ.tolist())
         before = optimizer.control.revoked_calls
         losses.append(call(optimizer, rosenbrock(θ)))
-        α.append(optimizer.control.α)
+        α.append(optimizer.control.secant_length)
         revoked.append(optimizer.control.revoked_calls - before)
     n = int(np.argmax(reference["loss"] < 1e-10))
     assert n == 38
@@ -215,8 +292,8 @@ def test_classification_loop():
         if i == 150:
             optimizer.set_train_loss(loss.item())
             optimizer.set_valid_loss(2 * loss.item())
-    assert optimizer.control.w == pytest.approx(math.sqrt(3))
-    assert optimizer.control.T == 450
+    assert optimizer.control.decay_strength == pytest.approx(math.sqrt(3))
+    assert optimizer.control.n_calls == 450
     steps, mean_loss, averaged = optimizer.get_boost_model(True, model, device=None)
     assert steps == 240
     assert mean_loss < 0.6
@@ -255,12 +332,16 @@ def test_secant_identity():
         control = optimizer.control
         if control.revoked_calls > revoked:  # the next step starts at the last good point
             continue
-        if last is not None and 0 < 1 - control.s and control.α * control.s > -0.0999:
+        if (
+            last is not None
+            and 0 < 1 - control.slope_ratio
+            and control.secant_length * control.slope_ratio > -0.0999
+        ):
             Δx, Δg = (float(torch.linalg.vector_norm(now[0] - last[0])), now[1] - last[1])
             along = float(torch.dot(now[0] - last[0], Δg))
-            γ = 1e6 / (1 + control.d)
-            if γ * (1 - control.s) > 1:
-                assert control.α * along == pytest.approx(Δx**2, rel=1e-9)
+            γ = 1e6 / (1 + control.growth_damper)
+            if γ * (1 - control.slope_ratio) > 1:
+                assert control.secant_length * along == pytest.approx(Δx**2, rel=1e-9)
                 held += 1
         last = now
     assert held > 10
@@ -273,8 +354,8 @@ def test_parabola_in_one_dimension(options):
     optimizer = ElraOptimizer([θ], lr=0.5, **options)
     call(optimizer, 0.5 * 1.25 * (θ**2).sum())
     call(optimizer, 0.5 * 1.25 * (θ**2).sum())
-    assert optimizer.control.s == 1 - 0.5 * 1.25
-    assert optimizer.control.α == pytest.approx(1 / 1.25, rel=1e-15)
+    assert optimizer.control.slope_ratio == 1 - 0.5 * 1.25
+    assert optimizer.control.secant_length == pytest.approx(1 / 1.25, rel=1e-15)
     if not options:
         assert float(θ.detach().abs()) < 1e-15
 
@@ -284,8 +365,8 @@ def test_opposed_slopes_are_capped():
     optimizer = ElraOptimizer([θ], lr=0.9)
     for _ in range(2):
         call(optimizer, 2 * (θ**2).sum() + 100)  # s = 1 − 4 · 0.9
-    assert optimizer.control.s == pytest.approx(-2.6)
-    assert optimizer.control.α * 2.6 == pytest.approx(0.1)
+    assert optimizer.control.slope_ratio == pytest.approx(-2.6)
+    assert optimizer.control.secant_length * 2.6 == pytest.approx(0.1)
 
 
 def test_growth_without_curvature():
@@ -295,7 +376,7 @@ def test_growth_without_curvature():
     α = []
     for _ in range(5):
         call(optimizer, 1e3 - θ.sum())
-        α.append(optimizer.control.α)
+        α.append(optimizer.control.secant_length)
     assert np.array(α[1:]) / α[:-1] == pytest.approx([4.56, 17.79, 69.37, 270.5], rel=1e-3)
 
 
@@ -313,8 +394,8 @@ def test_warmup_is_a_ramp():
     η = []
     for _ in range(12):
         run.call()
-        η.append(run.optimizer.control.η)
-    assert run.optimizer.control.ρ == 1
+        η.append(run.optimizer.control.schedule_length)
+    assert run.optimizer.control.retrace_damper == 1
     assert η[1:] == pytest.approx([t / 50 for t in range(2, 13)])
 
 
@@ -418,9 +499,9 @@ def test_failed_step_is_taken_back(options, bad):
     else:
         optimizer.step(NAN if bad.endswith("nan") else INF)  # there is no gradient
     control = optimizer.control
-    assert control.R == control.period.r == 1
-    assert (control.T, control.period.t) == (4, 4)
-    length = control.η if options else control.α
+    assert control.n_revoked_in_window == control.period.n_revoked == 1
+    assert (control.n_calls, control.period.n_calls) == (4, 4)
+    length = control.schedule_length if options else control.secant_length
     assert torch.allclose(θ.detach(), good - length * slope, rtol=0, atol=1e-15)
     assert 0 < float((good - θ.detach()).norm()) <= 0.501 * float(step.norm())
     last = [call(optimizer, (θ**2).sum()) for _ in range(30)][-1]
@@ -434,10 +515,10 @@ def test_first_step_is_undone(options):
     call(optimizer, (θ**2).sum())
     assert torch.equal(θ, leaf([-19.0, 38.0]))
     losses = [call(optimizer, (θ**2).sum())]
-    assert optimizer.control.R == 1
+    assert optimizer.control.n_revoked_in_window == 1
     x0 = torch.tensor([1.0, -2.0], dtype=double)
-    assert torch.allclose(θ.detach(), x0 - optimizer.control.α * 2 * x0, rtol=0, atol=1e-14)
-    assert optimizer.control.α <= 5
+    assert torch.allclose(θ.detach(), x0 - optimizer.control.secant_length * 2 * x0, rtol=0, atol=1e-14)
+    assert optimizer.control.secant_length <= 5
     losses += [call(optimizer, (θ**2).sum()) for _ in range(60)]
     assert losses[-1] < 1e-4
 
@@ -448,8 +529,8 @@ def test_parabola_through_losses():
     optimizer = ElraOptimizer([θ], lr=4.0)
     call(optimizer, 0.5 * (θ**2).sum())
     call(optimizer, 0.5 * (θ**2).sum())
-    assert optimizer.control.R == 1
-    assert optimizer.control.α == pytest.approx(1.0)
+    assert optimizer.control.n_revoked_in_window == 1
+    assert optimizer.control.secant_length == pytest.approx(1.0)
     assert θ.item() == pytest.approx(0.0, abs=1e-15)
 
 
@@ -459,7 +540,7 @@ def test_revoked_step_never_grows():
     optimizer = ElraOptimizer([θ], lr=0.1)
     call(optimizer, 10 + (θ**2).sum())
     optimizer.step_retrace(11 - 0.9 * 0.1 * 4)
-    assert optimizer.control.α == pytest.approx(1e-3)
+    assert optimizer.control.secant_length == pytest.approx(1e-3)
     assert θ.item() == pytest.approx(1 - 2e-3)
 
 
@@ -468,7 +549,7 @@ def test_slopes_of_extreme_lengths():
     optimizer = ElraOptimizer([θ], lr=1e-6)
     for slope in (1e-160, -1e150, 1e150, 1e-160, 1e-320, 1.0):
         optimizer.step_noscale(1.0, torch.tensor([slope], dtype=double))
-        assert math.isfinite(optimizer.control.α)
+        assert math.isfinite(optimizer.control.secant_length)
         assert torch.isfinite(θ).all()
 
 
@@ -478,10 +559,10 @@ def test_period_without_an_accepted_loss(noise_free):
     run.call()
     for _ in range(250):
         run.optimizer.step_retrace(NAN)
-    assert run.optimizer.control.T == 251
+    assert run.optimizer.control.n_calls == 251
     for _ in range(300):
         last = run.call()
-    assert math.isfinite(run.optimizer.control.δ)
+    assert math.isfinite(run.optimizer.control.loss_spread)
     assert last < 10
 
 
@@ -510,25 +591,25 @@ def test_collecting_averages_micro_batches():
     optimizer = run.optimizer
     for _ in range(3):
         run.call()
-    optimizer.control.c = 4
-    T, before, gradients = optimizer.control.T, run.θ.detach().clone(), []
+    optimizer.control.micro_batches = 4
+    T, before, gradients = optimizer.control.n_calls, run.θ.detach().clone(), []
     losses = []
     for i in range(4):
         assert optimizer.check_next_step() == (i == 3, 4)
         assert torch.equal(run.θ, before)
         losses.append(run.call())
         gradients.append(run.θ.grad)
-    assert optimizer.control.T == T + 1
-    assert optimizer.control.f_last == pytest.approx(np.mean(losses), rel=1e-14)
+    assert optimizer.control.n_calls == T + 1
+    assert optimizer.control.last_loss == pytest.approx(np.mean(losses), rel=1e-14)
     mean = torch.stack(gradients).mean(0)
-    assert torch.allclose(before - run.θ.detach(), optimizer.control.η * mean, rtol=1e-12)
+    assert torch.allclose(before - run.θ.detach(), optimizer.control.schedule_length * mean, rtol=1e-12)
 
 
 def test_revocation_discards_the_group():
     run = Quadratic(0.01, 1, batch_size=8)
     for _ in range(3):
         run.call()
-    run.optimizer.control.c = 2
+    run.optimizer.control.micro_batches = 2
     run.call()
     assert run.optimizer.check_next_step() == (True, 2)
     run.optimizer.step(NAN)
@@ -539,22 +620,22 @@ def test_collector_grows_when_the_loss_stagnates():
     run = Quadratic(0.01, 1, batch_size=768)
     for _ in range(3000):
         run.call()
-    assert run.optimizer.control.c > 1
+    assert run.optimizer.control.micro_batches > 1
     noise_free = Quadratic(0.01, 1, batch_size=768, noise_free=True)
     for _ in range(2000):
         noise_free.call()
-    assert noise_free.optimizer.control.c == 1
+    assert noise_free.optimizer.control.micro_batches == 1
 
 
 def test_progress_in_the_mean_forgives_single_periods():
     control = control_of(classes=2)
-    control.q, control.L = 5, [1.0, 1.0, 1.0, 0.9, 0.9, 0.95]
+    control.stagnant_periods, control.period_losses = 5, [1.0, 1.0, 1.0, 0.9, 0.9, 0.95]
     control._forgive()
-    assert control.q == 0
-    assert control.L[0] == control.μ == pytest.approx(0.55 / 0.6)
-    control.q, control.L = 5, [0.9] * 6
+    assert control.stagnant_periods == 0
+    assert control.period_losses[0] == control.reference_loss == pytest.approx(0.55 / 0.6)
+    control.stagnant_periods, control.period_losses = 5, [0.9] * 6
     control._forgive()
-    assert control.q == 5
+    assert control.stagnant_periods == 5
 
 
 def control_of(**options):
@@ -565,7 +646,7 @@ def test_many_revocations_double_the_collector():
     control = control_of(classes=2)
     control.start(1.0, 1.0)
     for n in range(26):
-        assert control.c == (1 if n < 25 else 2)
+        assert control.micro_batches == (1 if n < 25 else 2)
         control.revoked(NAN)
 
 
@@ -575,17 +656,18 @@ def test_many_revocations_double_the_collector():
 )
 def test_schedule_follows_the_cosines(A, a, R, σ):
     control = control_of(classes=2)
-    control.σ, control.G, control.A, control.a, control.R = 5.0, 1.0, A, a, R
+    control.schedule_exponent, control.mean_slope_norm = 5.0, 1.0
+    control.opposition_sum, control.opposition_min, control.n_revoked_in_window = A, a, R
     control._steer()
-    assert control.σ == pytest.approx(σ)
+    assert control.schedule_exponent == pytest.approx(σ)
 
 
 def test_schedule_ends_where_a_mean_slope_is_a_step_of_ten():
     control = control_of(classes=2)
-    control.σ, control.G = 0.0, 10 * 1.5**-0.1
+    control.schedule_exponent, control.mean_slope_norm = 0.0, 10 * 1.5**-0.1
     control._steer()
-    assert control.σ == pytest.approx(-0.1)
-    assert control.G * (2 / 3) ** control.σ == pytest.approx(10.0)
+    assert control.schedule_exponent == pytest.approx(-0.1)
+    assert control.mean_slope_norm * (2 / 3) ** control.schedule_exponent == pytest.approx(10.0)
 
 
 def test_vanished_slopes_leave_the_schedule():
@@ -593,8 +675,8 @@ def test_vanished_slopes_leave_the_schedule():
     optimizer = ElraOptimizer([θ], classes=2)
     for _ in range(210):
         call(optimizer, 1 + 0 * θ.sum())
-    assert optimizer.control.G == 0
-    assert optimizer.control.σ == 1.0
+    assert optimizer.control.mean_slope_norm == 0
+    assert optimizer.control.schedule_exponent == 1.0
 
 
 # Weight decay
@@ -629,14 +711,14 @@ def test_weight_decay_follows_both_losses(valid):
     run.optimizer.set_valid_loss(torch.tensor(valid), boost=5.0)
     for _ in range(99):
         run.call()
-    assert run.optimizer.control.w == 1e-4
+    assert run.optimizer.control.decay_strength == 1e-4
     run.call()
-    assert run.optimizer.control.w == (1.0 if valid < 2 else pytest.approx(math.sqrt(2)))
+    assert run.optimizer.control.decay_strength == (1.0 if valid < 2 else pytest.approx(math.sqrt(2)))
 
 
 def test_decay_is_twice_as_strong_where_the_collector_grew():
     control = control_of(weight_decay=0.05)
-    control.G = 3.0
+    control.mean_slope_norm = 3.0
     assert 2.0 * control.decay(1.0, 2.0) == pytest.approx(0.05 * 0.01 * 3.0)
     control.enlarged = True
     assert 2.0 * control.decay(1.0, 2.0) == pytest.approx(0.05 * 0.02 * 3.0)
@@ -646,7 +728,7 @@ def test_decay_is_twice_as_strong_where_the_collector_grew():
 def test_first_step_decays_in_noise_free_mode_alone(classes):
     control = control_of(weight_decay=0.05, classes=classes)
     assert (control.decay(1.0, 2.0) > 0) == (classes == 0)
-    control.T = 1
+    control.n_calls = 1
     assert control.decay(1.0, 2.0) > 0
 
 
@@ -675,7 +757,7 @@ def test_parameters_keep_their_storage_and_edits_count():
     with torch.no_grad():
         net.bias[1] = -7.0
     call(optimizer, sum((p**2).sum() for p in net.parameters()))
-    assert net.bias[1].item() == pytest.approx(-7.0 * (1 - 2 * optimizer.control.α))
+    assert net.bias[1].item() == pytest.approx(-7.0 * (1 - 2 * optimizer.control.secant_length))
     assert [p.data_ptr() for p in net.parameters()] == where
 
 
@@ -722,7 +804,7 @@ def test_vectors_in_and_out():
     assert optimizer.get_param(only_new=True) is None
     optimizer.set_param(torch.tensor([5.0, 6.0, 7.0]))
     assert (a.tolist(), b.tolist()) == ([[5.0, 6.0]], [7.0])
-    assert optimizer.control.T == 0
+    assert optimizer.control.n_calls == 0
     call(optimizer, (a**2).sum() + (b**2).sum())
     assert b.item() == pytest.approx(7 * 0.8)
 
@@ -794,10 +876,14 @@ def test_momentum_is_a_moving_average():
         g = run.θ.grad
         m = g.clone() if m is None else 0.9 * m + 0.1 * g
         if slope is not None:
-            assert run.optimizer.control.s == pytest.approx(float(g @ slope / (slope @ slope)), rel=1e-9)
-            assert torch.allclose(before - run.θ.detach(), run.optimizer.control.η * m, rtol=1e-9)
+            assert run.optimizer.control.slope_ratio == pytest.approx(
+                float(g @ slope / (slope @ slope)), rel=1e-9
+            )
+            assert torch.allclose(
+                before - run.θ.detach(), run.optimizer.control.schedule_length * m, rtol=1e-9
+            )
         slope = m * (g @ m) / (m @ m)
-    assert run.optimizer.control.R == 0
+    assert run.optimizer.control.n_revoked_in_window == 0
 
 
 # State
@@ -808,7 +894,6 @@ def test_momentum_is_a_moving_average():
     [
         {"noise_free": True},
         {"momentum": 0.9, "weight_decay": 0.01},
-        {"compat": True},
         {"c": 3, "momentum": 0.5},
     ],
 )
@@ -819,7 +904,7 @@ def test_saved_run_continues_bit_for_bit(options):
     run = Quadratic(0.01, 8, batch_size=256, **options)
     for _ in range(340):
         run.call()
-    run.optimizer.control.c = c
+    run.optimizer.control.micro_batches = c
     run.call()
     buffer = io.BytesIO()
     torch.save(run.optimizer.state_dict(), buffer)
@@ -845,6 +930,71 @@ def test_saved_before_the_first_step_and_in_half_precision():
     c = ElraOptimizer([other], lr=1.0)
     c.load_state_dict(b.state_dict())
     assert torch.equal(a.get_param(), c.get_param())
+
+
+def test_states_under_the_former_names_are_taken_over():
+    """As version 0.1 saved it: bfloat16, momentum, noisy, after a step that was taken back, within a group."""
+    control = {
+        "settings": {
+            "lr": 0.3, "batch_size": 768, "classes": 2, "momentum": 0.5, "weight_decay": 0.0, "warmup": 1,
+            "noise_free": None, "compat": False,
+        },
+        "α": 0.49878347063841844, "η": 0.40082725034842787, "length": 0.40082725034842787, "ρ": 0.7071067811865476,
+        "σ": 1.4, "d": 219230.76923076925, "N": 0.5939555764198303, "s": 0.33170733804253183, "f_last": 0.75,
+        "f_first": 1.0, "μ": 0.75, "δ": 0.21433035249352808, "κ": 1.0,
+        "period": {"F": 2.25, "V": 0.125, "n": 3, "t": 4, "r": 1}, "first_period": True, "only_start": False,
+        "T": 4, "R": 1, "revoked_calls": 1, "A": 0.0, "a": 0.0, "Γ": 4.175158083438873, "G": 4.4721360206604,
+        "c": 2, "q": 0, "L": [0.0] * 6, "enlarged": False, "since_enlarged": 0, "w": 0.0, "train_loss": None,
+        "valid_loss": None,
+    }  # fmt: skip
+    own = {
+        "control": control,
+        "track": {
+            "good": torch.tensor([0.133072882891, -0.266145765781]),
+            "slope": torch.tensor([0.265625, -0.53125]),
+            "momentum": torch.tensor([0.8330078125, -1.666015625]),
+        },
+        "group": {
+            "g": torch.tensor([-0.201171875, 0.40234375]),
+            "n": 1,
+            "losses": 0.5,
+            "least": 0.5,
+            "last": 0.5,
+        },
+        "θ": torch.tensor([-0.20081935823, 0.401638716459]),
+    }
+    former = {"state": {}, "param_groups": [{"lr": 0.3, "weight_decay": 0.0, "params": [0]}], "elra": own}
+
+    def run(θ, optimizer, losses):
+        for f in losses:
+            optimizer.zero_grad()
+            (θ.float() ** 2).sum().backward()
+            optimizer.step(f)
+
+    θ = leaf([1.0, -2.0], torch.bfloat16)
+    now = ElraOptimizer([θ], lr=0.3, momentum=0.5, classes=2, batch_size=768)
+    run(θ, now, (1.0, 0.5, 9.0, 0.75))
+    now.control.micro_batches = 2
+    run(θ, now, (0.5,))
+    other = leaf(θ.tolist(), torch.bfloat16)
+    resumed = ElraOptimizer([other])
+    resumed.load_state_dict(former)
+    assert vars(resumed.control) == vars(now.control)
+    run(θ, now, (0.4, 0.3, 0.2))
+    run(other, resumed, (0.4, 0.3, 0.2))
+    assert torch.equal(now.get_param(), resumed.get_param())
+    assert not torch.equal(now.get_param(), own["θ"])
+    control["settings"]["compat"] = True
+    with pytest.raises(ValueError, match="saved with the private option compat=True"):
+        ElraOptimizer([other]).load_state_dict(former)
+
+
+def test_former_names_of_the_control_name_the_present_ones():
+    control = control_of()
+    with pytest.raises(AttributeError, match="has no attribute 'α': it is called 'secant_length' now"):
+        control.α  # noqa: B018
+    with pytest.raises(AttributeError, match=r"has no attribute 'beta'\.$"):
+        control.beta  # noqa: B018
 
 
 def test_copy_goes_on_alone():
@@ -966,7 +1116,7 @@ def test_scaler_takes_back_a_loss_beyond_the_limit(factor):
         scaled_call(optimizer, scaler, (θ**2).sum())
     scaled_call(optimizer, scaler, (θ**2).sum() * 0 + factor)
     assert θ.grad is None
-    assert optimizer.control.R == 1
+    assert optimizer.control.n_revoked_in_window == 1
 
 
 def test_scale_backs_off_and_grows():
@@ -985,7 +1135,7 @@ def test_scale_backs_off_and_grows():
     overflow()
     assert scaler.get_scale() == 2.0**14
     assert torch.equal(θ, before)
-    assert optimizer.control.T == 1
+    assert optimizer.control.n_calls == 1
     scales = []
     for _ in range(12):
         scaled_call(optimizer, scaler, (θ**2).sum())
@@ -994,10 +1144,10 @@ def test_scale_backs_off_and_grows():
     for _ in range(8):
         overflow()
     assert scaler.get_scale() == 1.0
-    assert optimizer.control.R == 0
+    assert optimizer.control.n_revoked_in_window == 0
     overflow()
     assert scaler.get_scale() == 1.0
-    assert optimizer.control.R == 1
+    assert optimizer.control.n_revoked_in_window == 1
 
 
 def test_scaler_state():
@@ -1044,7 +1194,7 @@ def test_mistaken_options(options, kind, text):
     [
         ([], ValueError, "at least one parameter"),
         (torch.ones(2), TypeError, "iterable of Tensors"),
-        ([{"params": [leaf([1.0])], "weight_decay": 0.01}], ValueError, "where the optimiser's is 0"),
+        ([{"params": [leaf([1.0])], "weight_decay": 0.01}], ValueError, "if the optimiser's is 0"),
     ],
 )
 def test_mistaken_parameters(params, kind, text):

@@ -12,6 +12,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from helpers.problems import spectral_radius
 from torch import nn
 
 from gradflow.errors import GradflowError, InvalidInputError, InvalidTypeError
@@ -383,11 +384,11 @@ def test_momentum_is_quasi_hyperbolic(β1, v):
         assert θ.item() - before == pytest.approx(-0.5 * (weights @ gradients[:t]).item() / 2, abs=1e-12)
 
 
-def spectral_radius(μ, η, β, v):
-    """Of (θ, m) ↦ (θ', m') on ½λθ² with λ/S = μ, when the bias has died out."""
+def radius(μ, η, β, v):
+    """Spectral radius of (θ, m) ↦ (θ', m') on ½λθ² with λ/S = μ, when the bias has died out."""
     m = np.array([(1 - β) * μ, β])
     θ = np.array([1.0, 0.0]) - η * ((1 - v) * np.array([μ, 0.0]) + v * m)
-    return np.abs(np.linalg.eigvals(np.stack([θ, m]))).max()
+    return spectral_radius(θ, m)
 
 
 @pytest.mark.parametrize("damping", [0.0, 1.0])
@@ -396,9 +397,9 @@ def test_stable_up_to_the_threshold(β, v, damping):
     λ = 3.0
     μ = 1 / (1 + damping)  # λ/S with S = λ + ε, ε = λ·damping
     threshold = 2 * (1 + β) / ((1 + β - 2 * v * β) * μ)
-    assert spectral_radius(μ, threshold, β, v) == pytest.approx(1.0, abs=1e-12)
-    assert spectral_radius(μ, 0.99 * threshold, β, v) < 1
-    assert spectral_radius(μ, 1.01 * threshold, β, v) > 1
+    assert radius(μ, threshold, β, v) == pytest.approx(1.0, abs=1e-12)
+    assert radius(μ, 0.99 * threshold, β, v) < 1
+    assert radius(μ, 1.01 * threshold, β, v) > 1
     ends = []
     for lr in (0.98 * threshold, 1.02 * threshold):
         θ = parameter(1.0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from helpers.problems import bowl
 
 import gradflow
 from gradflow import open_run, problems, steps
@@ -18,11 +19,6 @@ from gradflow.errors import InvalidTypeError, OutputExistsError, RunNotFoundErro
 from gradflow.record import VARIABLES, check_attributes
 from gradflow.record.checkpoints import read_checkpoint
 from gradflow.record.provenance import to_json
-
-
-def bowl(x):
-    return 0.5 * (x**2).sum()
-
 
 ONES = torch.ones(4, dtype=torch.float64)
 

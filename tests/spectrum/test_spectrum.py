@@ -10,7 +10,7 @@ from gradflow.errors import InvalidInputError, UnknownNameError
 from gradflow.spectrum.backends import BACKENDS
 from gradflow.spectrum.density import SpectralDensity
 from gradflow.spectrum.operators import Preconditioned
-from gradflow.spectrum.service import _Trail
+from gradflow.spectrum.service import _BasisHistory
 
 P = 120
 
@@ -360,8 +360,8 @@ def test_bases_are_extrapolated_along_the_path_of_theta():
     origin, e = torch.zeros(2, dtype=torch.float64), torch.tensor([0.6, 0.8], dtype=torch.float64)
 
     def ahead(theta, thetas):
-        trail = _Trail().then(V, None).then(before @ turn, thetas[0]).then(V, thetas[1])
-        return trail.ahead(theta)
+        history = _BasisHistory().then(V, None).then(before @ turn, thetas[0]).then(V, thetas[1])
+        return history.ahead(theta)
 
     for theta, thetas, c in [
         (2.5 * e, (origin, 2 * e), 0.25),
@@ -373,8 +373,8 @@ def test_bases_are_extrapolated_along_the_path_of_theta():
         (e, (e, None), 1.0),
     ]:
         assert torch.allclose(ahead(theta, thetas), V + c * (V - before), atol=1e-14)
-    assert torch.equal(_Trail().then(V, origin).ahead(e), V)
-    assert torch.equal(_Trail().then(V[:, :2], origin).then(V, e).ahead(2 * e), V)
+    assert torch.equal(_BasisHistory().then(V, origin).ahead(e), V)
+    assert torch.equal(_BasisHistory().then(V[:, :2], origin).then(V, e).ahead(2 * e), V)
 
 
 def test_a_matrix_is_symmetric_to_rounding():
@@ -479,3 +479,8 @@ def test_a_smaller_solve_after_a_larger_one_starts_from_what_it_needs():
     service = SpectrumService()
     service.top(30, A)
     assert service.top(1, A).n_hvp <= 8
+
+
+def test_the_former_name_of_warm_start_names_the_present_one():
+    with pytest.raises(AttributeError, match=r"SpectrumService\.offer is called warm_start now"):
+        SpectrumService(torch.eye(2, dtype=torch.float64)).offer(None, None)

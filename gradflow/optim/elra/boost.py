@@ -22,22 +22,21 @@ class Average:
 
     Attributes
     ----------
-    n : int
-        Points in it.
-    θ : Tensor or None, shape (P,)
+    n_points : int
+    theta : Tensor or None, shape (P,)
     loss : float
     """
 
     def __init__(self) -> None:
-        self.n = 0
-        self.θ: Tensor | None = None
+        self.n_points = 0
+        self.theta: Tensor | None = None
         self.loss = math.nan
 
     def add(self, θ: Tensor, loss: float) -> None:
-        """Enter a point."""
-        self.n += 1
-        self.θ = θ.clone() if self.θ is None else self.θ.lerp_(θ, 1 / self.n)
-        self.loss = loss if self.n == 1 else self.loss + (loss - self.loss) / self.n
+        """Add a point."""
+        self.n_points += 1
+        self.theta = θ.clone() if self.theta is None else self.theta.lerp_(θ, 1 / self.n_points)
+        self.loss = loss if self.n_points == 1 else self.loss + (loss - self.loss) / self.n_points
 
 
 class Boost:
@@ -56,7 +55,7 @@ class Boost:
     Attributes
     ----------
     model : torch.nn.Module
-        The copy: parameters of the last average, buffers as of the copying.
+        The copy: parameters of the last average, buffers as they were when it was made.
     given : bool
         Whether the copy has been given an average.
     now, before : Tensor or None, shape (P,)
@@ -82,22 +81,22 @@ class Boost:
         return self.now is not None
 
     def add(self, θ: Tensor, loss: float) -> None:
-        """Enter an accepted point and its loss."""
+        """Add an accepted point and its loss."""
         self._block.add(θ, loss)
-        if self._block.n == BLOCK:
+        if self._block.n_points == BLOCK:
             self._complete, self._block = self._block, Average()
 
     def read(self, device: torch.device | str | None) -> tuple[int, float, nn.Module | None]:
         """Return the points averaged, their mean loss, and the model; (0, 0.0, None) for fewer than 4 points."""
         average = self._complete or self._block
-        if average.θ is None or average.n < _FEWEST:
+        if average.theta is None or average.n_points < _FEWEST:
             return 0, 0.0, None
         self._complete, self._block = None, Average()
-        self.before, self.now = self.now, average.θ
+        self.before, self.now = self.now, average.theta
         if device is not None:
             self.model.to(device)
-        self._write(average.θ)
-        return average.n, average.loss, self.model
+        self._write(average.theta)
+        return average.n_points, average.loss, self.model
 
     def future(self, t: float) -> Tensor:
         """Return (1 + t)·now − t·before, shape (P,)."""

@@ -1,4 +1,4 @@
-"""One call of ELRA: collect, accept or revoke, and move."""
+"""One call of ELRA: collect micro-batches, accept or revoke the last step, and move."""
 
 from __future__ import annotations
 
@@ -20,30 +20,29 @@ class Group:
 
     Attributes
     ----------
-    g : Tensor or None, shape (n,)
+    gradient : Tensor or None, shape (n,)
         Sum of gradients over the number to collect.
-    n : int
+    n_batches : int
         Micro-batches in it.
-    losses, least, last : float
-        Sum of the losses, the smallest and the last of them.
+    losses, least : float
+        Sum of the losses, and the smallest of them.
     """
 
-    g: Tensor | None = None
-    n: int = 0
+    gradient: Tensor | None = None
+    n_batches: int = 0
     losses: float = 0.0
     least: float = math.inf
-    last: float = math.nan
 
-    def with_batch(self, f: float, g: Tensor, c: int) -> Group:
-        """Return the group with one of c micro-batches more."""
-        share = g if c == 1 else g / c
-        total = share if self.g is None else self.g + share
-        return Group(total, self.n + 1, self.losses + f, min(self.least, f), f)
+    def with_batch(self, f: float, g: Tensor, n: int) -> Group:
+        """Return the group with one of n micro-batches more."""
+        share = g if n == 1 else g / n
+        total = share if self.gradient is None else self.gradient + share
+        return Group(total, self.n_batches + 1, self.losses + f, min(self.least, f))
 
 
 @dataclass(frozen=True)
 class Track:
-    """The line that the last step went along.
+    """The line of the last step.
 
     Attributes
     ----------
@@ -61,7 +60,7 @@ class Track:
 
 
 class Descent:
-    """ELRA on a vector.
+    """Run ELRA on a vector.
 
     Attributes
     ----------
@@ -71,7 +70,7 @@ class Descent:
     track : Track or None
         None before the first call.
     group : Group
-        What has been collected since the last real call.
+        The micro-batches since the last real call.
     """
 
     def __init__(self, control: Control, flat: FlatParameters) -> None:
@@ -90,12 +89,12 @@ class Descent:
         g : Tensor or None, shape (n,)
             Gradient there, which may be kept. None: the last step is taken back.
         decaying : sequence of bool
-            Which of the parameters decay.
+            Whether each parameter decays.
 
         Returns
         -------
         (Tensor, float) or None
-            θ and its loss, where it was accepted.
+            θ and its loss, if it was accepted.
         """
         usable = g is not None and _norm(g) < math.sqrt(torch.finfo(g.dtype).max)
         if self.track is None:
@@ -103,17 +102,16 @@ class Descent:
             return None
         least = f
         if g is None or not usable:
-            if g is not None and not self.control.settings.compat:
+            if g is not None:
                 f = math.nan  # a loss that came with such a gradient is no guide to a step length
             g, self.group = None, Group()
         else:
-            self.group = self.group.with_batch(f, g, self.control.c)
-            if self.group.n < self.control.c:
+            self.group = self.group.with_batch(f, g, self.control.micro_batches)
+            if self.group.n_batches < self.control.micro_batches:
                 return None
             group, self.group = self.group, Group()
-            g, least = group.g, group.least
-            f = group.last if self.control.settings.compat else group.losses / group.n
-        self.control.count(has_gradient=g is not None)
+            f, g, least = group.losses / group.n_batches, group.gradient, group.least
+        self.control.count()
         if g is not None and self.control.accepts(f, least):
             return self._accept(f, g, self.track, decaying), f
         self._move(self.track, self.control.revoked(f), self.track.slope)
@@ -134,7 +132,7 @@ class Descent:
         """Keep θ, and step from it; return θ."""
         θ = self.flat.read()
         g = self._decayed(g, θ, decaying)
-        length = self.control.accepted(f, _ratio(g, last.slope, self.control.N), _norm(g))
+        length = self.control.accepted(f, _ratio(g, last.slope, self.control.slope_norm), _norm(g))
         if last.momentum is None:
             track, direction = Track(θ, g, None), g
         else:
@@ -151,7 +149,7 @@ class Descent:
 
     def _decayed(self, g: Tensor, θ: Tensor, decaying: Sequence[bool]) -> Tensor:
         """Add a_w θ to a gradient, where parameters decay."""
-        if self.control.w == 0:
+        if self.control.decay_strength == 0:
             return g
         strength = self.control.decay(_norm(g), _norm(θ))
         if strength == 0:
@@ -168,5 +166,5 @@ def _norm(vector: Tensor) -> float:
 
 
 def _ratio(g: Tensor, slope: Tensor, N: float) -> float:
-    """⟨g, ĝ⟩/‖ĝ‖²; 0 for a slope without length."""
+    """Return ⟨g, ĝ⟩/‖ĝ‖²; 0 for a slope of length 0."""
     return float(torch.dot(g, slope)) / N / N if N > 0 else 0.0

@@ -12,7 +12,7 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 
 
 class FlatParameters:
-    """Copies parameters into one vector, and back; their storage stays as it is.
+    """Copy parameters into one vector, and back; their storage stays as it is.
 
     θ is on the first parameter's device, and in the widest of the dtypes, float32 at least. Parameters in a narrower
     dtype show a rounded θ, which is remembered in full; an element that was edited since is read from the parameter.
@@ -26,8 +26,8 @@ class FlatParameters:
     ----------
     n : int
         Elements in all.
-    θ : Tensor or None, shape (n,)
-        What was last written, where a parameter can't hold it.
+    theta : Tensor or None, shape (n,)
+        The θ that was last written, if a parameter can't hold it.
     writes : int
         How often θ was written.
     """
@@ -45,22 +45,22 @@ class FlatParameters:
         self.n = sum(self.sizes)
         self.device = parameters[0].device
         self.dtype = functools.reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
-        self.θ: Tensor | None = None
+        self.theta: Tensor | None = None
         self.writes = 0
         self._is_narrow = any(p.dtype != self.dtype for p in parameters)
 
     def read(self) -> Tensor:
         """Return θ in a new tensor."""
         shown = self._flatten([p.detach() for p in self.parameters])
-        if self.θ is None:
+        if self.theta is None:
             return shown
-        return torch.where(shown == self._rounded(self.θ), self.θ, shown)
+        return torch.where(shown == self._rounded(self.theta), self.theta, shown)
 
     def write(self, θ: Tensor) -> None:
         """Copy θ into the parameters. The tensor is kept and must not be changed afterwards."""
         for parameter, part in zip(self.parameters, self.split(θ), strict=True):
             parameter.copy_(part)
-        self.θ = θ if self._is_narrow else None
+        self.theta = θ if self._is_narrow else None
         self.writes += 1
 
     def gradient(self) -> Tensor:
@@ -95,6 +95,6 @@ class FlatParameters:
         return torch.cat([t.to(self.device, self.dtype).reshape(-1) for t in tensors])
 
     def _rounded(self, θ: Tensor) -> Tensor:
-        """θ as the parameters show it."""
+        """Return θ as the parameters show it."""
         parts = zip(self.parameters, self.split(θ), strict=True)
         return self._flatten([part.to(p.dtype) for p, part in parts])

@@ -1,8 +1,10 @@
 """ELRA: one step length for all parameters, from the angle between consecutive gradients.
 
-This is the variant P2M ("parabola to minimum"). Without use and left out: a step that evaluates the model itself
-(``step_allinone``), and printing, copying and debugging (``copy_model``, ``vec_stat``, ``print_model_stat``,
-``extra_param``, ``set_lgs_device``).
+This is the variant P2M ("parabola to minimum"). Arguments and methods are those of the authors' optimiser, in the same
+order, so that a training script changes its import and nothing else. For this reason there are arguments without an
+effect: `dummy`, `boost`, and `mode`, which has one value that is implemented. They stay as long as this promise does.
+Methods that scripts don't need are left out: a step that evaluates the model itself (``step_allinone``), and printing,
+copying and debugging (``copy_model``, ``vec_stat``, ``print_model_stat``, ``extra_param``, ``set_lgs_device``).
 """
 
 from __future__ import annotations
@@ -23,13 +25,17 @@ from gradflow.optim.elra.boost import Boost
 from gradflow.optim.elra.control import Control
 from gradflow.optim.elra.descent import Descent, Group, Track
 from gradflow.optim.elra.flat import FlatParameters
+from gradflow.optim.elra.former import with_present_names
 from gradflow.optim.elra.settings import Settings, reading_of_decay
 
 _OWN = ("_control", "_descent", "_index", "_boost", "_model", "_writes_read")
 
 
 class Mode(enum.Enum):
-    """The papers' two variants."""
+    """The papers' two variants; only P2M is implemented.
+
+    C2M is a member so that a script that asks for it is told so, instead of failing with an AttributeError.
+    """
 
     c2min = "c2min"
     p2min = "p2min"
@@ -50,7 +56,7 @@ class ElraOptimizer(torch.optim.Optimizer):
     last θ is not always the best.
 
     **Two modes.** *Noise-free*: the step length is α; for a loss that is a function of θ. *Noisy*: the step length
-    η follows a schedule, steered every 100 steps by the cosines; where the mean loss stagnates, a step averages more
+    η follows a schedule, steered every 100 steps by the cosines; if the mean loss stagnates, a step averages more
     micro-batches. `classes` ≤ 1, the default, is noise-free.
 
     **Invariance.** Rotations of θ, and how it is cut into tensors, don't matter. The scales of loss and θ do: the
@@ -65,7 +71,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         As for any optimiser of torch. Dense, real; of several dtypes and devices, if need be. A group's
         ``weight_decay`` is on or off (0); its strength is that of `weight_decay`.
     model : torch.nn.Module, optional
-        For :meth:`get_boost_model`, where it is not given there.
+        For :meth:`get_boost_model`, if it is not given there.
     batch_size : int, default 8
         Samples in a micro-batch. Statistics are over about 76,800 samples.
     classes : int, default 0
@@ -75,23 +81,21 @@ class ElraOptimizer(torch.optim.Optimizer):
         First step length, in units of θ²/loss.
     mode : Mode, default Mode.p2min
     dummy : object, optional
-        Ignored.
+        Ignored. It keeps the place of an argument in calls by position.
     momentum : float, optional
         In [0, 1): weight of the past in a moving average of gradients. It harms in noise-free mode.
     weight_decay : float, default 0.0
         Strength in [0, 0.1); above 1/2 it is read as 1 − strength. The decay's norm is the strength times 1 % of the
-        mean gradient's. Once both losses are told, see :meth:`set_valid_loss`, their ratio takes its place.
+        mean gradient's. Once both losses are set, see :meth:`set_valid_loss`, their ratio takes its place.
     warmup : float, default 1
-        Steps over which η grows linearly; noisy mode alone.
+        Steps over which η grows linearly; only in noisy mode.
     noise_free : bool, optional
         The mode. Default: by `classes`.
-    compat : bool, default False
-        Private: statistics as in the reference numbers of the tests, quirks included.
 
     Attributes
     ----------
     control : Control
-        Step lengths, statistics and counters, to be read.
+        Step lengths, statistics and counters, for reading only.
 
     Raises
     ------
@@ -130,15 +134,12 @@ class ElraOptimizer(torch.optim.Optimizer):
         warmup: float = 1,
         *,
         noise_free: bool | None = None,
-        compat: bool = False,
     ) -> None:
         if not isinstance(mode, Mode):
             raise InvalidTypeError(f"Expected mode to be a Mode, got {type(mode).__name__} {mode!r}.")
         if mode is not Mode.p2min:
             raise InvalidInputError(f"Expected Mode.p2min, got {mode}. The variant C2M is not implemented.")
-        settings = Settings(
-            lr, batch_size, classes, momentum or 0.0, weight_decay, warmup, noise_free, bool(compat)
-        )
+        settings = Settings(lr, batch_size, classes, momentum or 0.0, weight_decay, warmup, noise_free)
         self._model = model
         self._control = Control.new(settings)
         self._descent: Descent | None = None
@@ -198,7 +199,7 @@ class ElraOptimizer(torch.optim.Optimizer):
     def step_retrace(self, loss: float | Tensor) -> None:
         """Take the last step back, whatever its loss; no gradient is needed."""
         f = _as_number(loss)
-        if self._control.T == 0:
+        if self._control.n_calls == 0:
             raise InvalidInputError(
                 "Expected a step before step_retrace, got none: there is nothing to take back."
             )
@@ -206,8 +207,8 @@ class ElraOptimizer(torch.optim.Optimizer):
 
     def check_next_step(self) -> tuple[bool, int]:
         """Return whether the next call moves the parameters, and how many micro-batches make a step."""
-        c = self._control.c
-        return self._path.group.n + 1 >= c, c
+        c = self._control.micro_batches
+        return self._path.group.n_batches + 1 >= c, c
 
     def _advance(self, f: float, g: Tensor | None) -> None:
         path = self._path
@@ -235,21 +236,21 @@ class ElraOptimizer(torch.optim.Optimizer):
         return self._path.flat
 
     def _restart(self, settings: Settings) -> None:
-        """Be as before the first call, but know the losses that were told."""
+        """Go back to before the first call, but keep the losses that the user has set."""
         train, valid = self._control.train_loss, self._control.valid_loss
         self._control = Control.new(settings)
         self._control.train_loss, self._control.valid_loss = train, valid
         if self._descent is not None:
             self._descent = Descent(self._control, self._descent.flat)
 
-    # What is known from elsewhere
+    # Settings and losses from elsewhere
 
     def set_train_loss(self, loss: float | Tensor, boost: object = None) -> None:
-        """Tell the training loss, say once per epoch; `boost` is ignored."""
+        """Set the training loss, for example once per epoch; `boost` is ignored and keeps its place in calls."""
         self._control.train_loss = _as_number(loss)
 
     def set_valid_loss(self, loss: float | Tensor, boost: object = None) -> None:
-        """Tell the validation loss: the further above the training loss, the stronger the weight decay.
+        """Set the validation loss: the further above the training loss, the stronger the weight decay.
 
         Only with a `weight_decay` that isn't 0. `boost` is ignored.
         """
@@ -270,16 +271,16 @@ class ElraOptimizer(torch.optim.Optimizer):
             group["weight_decay"] = reading_of_decay(group["weight_decay"])
             if group["weight_decay"] and not self._control.settings.weight_decay:
                 raise InvalidInputError(
-                    "Expected a group's weight_decay of 0 where the optimiser's is 0, got "
+                    "Expected a group's weight_decay of 0 if the optimiser's is 0, got "
                     f"{group['weight_decay']:g}. A group switches decay on or off; set the strength for all."
                 )
         super().add_param_group(group)
         self._descent = self._boost = None
 
     def _refuse_after_start(self, what: str) -> None:
-        if self._control.T > 0:
+        if self._control.n_calls > 0:
             raise InvalidInputError(
-                f"Expected {what} to be set before the first step, got them after {self._control.T} calls. "
+                f"Expected {what} to be set before the first step, got them after {self._control.n_calls} calls. "
                 "Make a new optimiser."
             )
 
@@ -295,7 +296,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         Parameters
         ----------
         only_new : bool, default False
-            Give None if no call has moved them since they were last given.
+            Return None if no call has moved them since they were last returned.
         device : torch.device or str, optional
         """
         if only_new and self._flat.writes == self._writes_read:
@@ -317,7 +318,7 @@ class ElraOptimizer(torch.optim.Optimizer):
         """Return a model with the average of accepted parameters; the first call starts averaging.
 
         The average is over the last complete block of 240 accepted points since the last call that gave a model, or
-        over all of them where there is none. The path of the optimiser doesn't depend on it.
+        over all of them if no block is complete. The path of the optimiser doesn't depend on it.
 
         Parameters
         ----------
@@ -331,11 +332,11 @@ class ElraOptimizer(torch.optim.Optimizer):
         Returns
         -------
         steps : int
-            Points averaged; 0 where there are fewer than 4.
+            Points averaged; 0 if there are fewer than 4.
         mean_loss : float
             Mean of their losses; 0.0 without any.
         model : torch.nn.Module or None
-            One and the same at every call. Its buffers are those of the first call.
+            The same object at every call. Its buffers are those of the first call.
         """
         if not enable:
             self._boost = None
@@ -372,7 +373,7 @@ class ElraOptimizer(torch.optim.Optimizer):
             "control": asdict(self._control),
             "track": None if path.track is None else dict(vars(path.track)),
             "group": dict(vars(path.group)),
-            "θ": path.flat.θ,
+            "theta": path.flat.theta,
         }
         return {**super().state_dict(), "elra": own}
 
@@ -380,17 +381,17 @@ class ElraOptimizer(torch.optim.Optimizer):
         """Go on from what :meth:`state_dict` gave; settings are taken over too."""
         if "elra" not in state_dict:
             raise InvalidInputError("Expected the state of an ElraOptimizer, got one without 'elra'.")
-        own, flat = state_dict["elra"], self._flat
+        own, flat = with_present_names(state_dict["elra"]), self._flat
 
         def copied(vectors: dict[str, Any]) -> dict[str, Any]:
             return {k: flat.check(k, v) if isinstance(v, Tensor) else v for k, v in vectors.items()}
 
         track, group = own["track"] and Track(**copied(own["track"])), Group(**copied(own["group"]))
-        θ = copied({"θ": own["θ"]})["θ"]
+        theta = copied({"theta": own["theta"]})["theta"]
         super().load_state_dict(state_dict)
         self._control = Control.restored(own["control"])
         self._descent = Descent(self._control, flat)
-        self._descent.track, self._descent.group, flat.θ = track, group, θ
+        self._descent.track, self._descent.group, flat.theta = track, group, theta
 
 
 def _as_list(params: Iterable[Any]) -> list[Any]:

@@ -19,21 +19,21 @@ _SMALLEST_SCALE = 0.5
 
 
 class NoGradient:
-    """Stands for a loss that isn't differentiated, because its step is taken back anyway."""
+    """Stand for a loss that isn't differentiated, because its step is taken back anyway."""
 
     def backward(self) -> None:
         """Do nothing."""
 
 
 class ElraGradScaler:
-    """Multiplies the loss so that small gradients don't underflow, and divides the gradient before the step.
+    """Multiply the loss so that small gradients don't underflow, and divide the gradient before the step.
 
     The counterpart of ``torch.amp.GradScaler`` for :class:`ElraOptimizer`, which needs the loss:
     ``scale(loss).backward()``, ``step(optimizer)``, ``update()``.
 
-    A step whose scaled gradient overflows is skipped, and the scale reduced. Where a scale near 1 doesn't help, the
-    gradient itself is at fault, and the optimiser takes its last step back. So it does where the loss
-    isn't below `loss_limit`; no gradient is computed then.
+    A step whose scaled gradient overflows is skipped, and the scale reduced. If a scale near 1 doesn't help, the
+    gradient itself is at fault, and the optimiser takes its last step back. It does the same if the loss isn't below
+    `loss_limit`; no gradient is computed then.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class ElraGradScaler:
         self._loss: float | None = None
 
     def scale(self, loss: Tensor) -> Tensor | NoGradient:
-        """Remember a loss and give it scaled, in a new tensor, ready for ``backward()``."""
+        """Remember a loss and return it scaled, in a new tensor, ready for ``backward()``."""
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             raise InvalidTypeError(
                 f"Expected the loss as a Tensor of one element, got {type(loss).__name__}."
@@ -116,7 +116,7 @@ class ElraGradScaler:
             self._scale = smaller
 
     def update(self) -> None:
-        """Count a step; let the scale grow when it is time."""
+        """Count a step; let the scale grow when it is due."""
         self._left -= 1
         if self._left == 0:
             self._scale = min(self._scale * self.growth_factor, self._largest)

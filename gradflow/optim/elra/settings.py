@@ -1,4 +1,4 @@
-"""What the user of ELRA chose, checked."""
+"""The settings of ELRA, checked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def reading_of_decay(value: object) -> float:
 
 @dataclass
 class Settings:
-    """What the user chose; see :class:`gradflow.optim.ElraOptimizer`.
+    """The settings; see :class:`gradflow.optim.ElraOptimizer`.
 
     Attributes
     ----------
@@ -43,7 +43,6 @@ class Settings:
         W, in real calls.
     noise_free : bool or None
         None: by `classes`.
-    compat : bool
     """
 
     lr: float
@@ -53,7 +52,6 @@ class Settings:
     weight_decay: float
     warmup: float
     noise_free: bool | None
-    compat: bool
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
@@ -69,5 +67,5 @@ class Settings:
 
     @property
     def is_noise_free(self) -> bool:
-        """Whether the loss is taken for a function of the parameters alone."""
+        """Whether the loss is taken for a function of only the parameters."""
         return self.classes <= 1 if self.noise_free is None else self.noise_free

@@ -1,4 +1,4 @@
-"""What every eigensolver is given, and what it gives back."""
+"""The problem that every eigensolver is given, and the solution that it returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gradflow.spectrum.operators import SymmetricOperator
 
 
 @dataclass(frozen=True)
-class Task:
+class EigenProblem:
     """The algebraically largest k eigenpairs of a symmetric operator.
 
     Attributes
@@ -25,7 +25,7 @@ class Task:
     tol : float
         Residual ‖Hx − λx‖/max|λ| to reach.
     max_hvps : int
-        Products after which what is there is returned, flagged.
+        Products after which the solver returns what it has, flagged.
     generator : torch.Generator
         On the CPU, for random vectors.
     """
@@ -52,14 +52,14 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Solution:
+class EigenSolution:
     """The pairs asked for, and vectors from which to start the next solve.
 
     Attributes
     ----------
     pairs : Eigenpairs
     basis : Tensor, shape (P, m)
-        Their vectors or better ones, and the next Ritz vector where there is one.
+        Their vectors or better ones, and the next Ritz vector if there is one.
     """
 
     pairs: Eigenpairs
