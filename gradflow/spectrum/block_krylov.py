@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradflow.collective import agree
 from gradflow.spectrum.eigenpairs import Eigenpairs, orthonormalize, rayleigh_ritz
 from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 
@@ -51,7 +50,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     probes, guard, first = 0, -torch.inf, 0
     while True:
         ritz, rotation = space.ritz()
-        if agree(not space.is_finite or space.n_hvp >= problem.max_hvps):
+        if not space.is_finite or space.n_hvp >= problem.max_hvps:
             pairs, full = space.extract()
             break
         # Pairs are looked at from the largest on; what has converged is looked at again in the end.
@@ -61,9 +60,9 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
         if (probes < PROBES or rising) and len(space) < P:
             block = torch.cat([block, space.image(rotation[:, k : k + GUARDS])], 1)
             probes += 1
-        elif agree(not block.shape[1]):
+        elif not block.shape[1]:
             block, put_off = space.outside(put_off), problem.empty()
-        if agree(not block.shape[1]):
+        if not block.shape[1]:
             if cold and _finds_more(space, problem, ritz, rotation):
                 first = 0
                 continue
@@ -100,7 +99,7 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
     noise = problem.random(max(1, guard.shape[1]))
     noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
     guard = guard + noise if guard.shape[1] else noise
-    if agree(bool(leaves <= POOR * torch.linalg.vector_norm(image))):
+    if bool(leaves <= POOR * torch.linalg.vector_norm(image)):
         space.grow(torch.cat([X, guard], 1))
         return False, problem.empty()
     space.grow(torch.cat([guard, image], 1))
@@ -116,7 +115,7 @@ def _finds_more(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotati
             break
         vector = space.newest_image()
     rise = space.ritz()[0][: problem.k] - ritz[: problem.k]
-    return agree(bool((rise > problem.tol * space.scale).any()))
+    return bool((rise > problem.tol * space.scale).any())
 
 
 class _SearchSpace:
