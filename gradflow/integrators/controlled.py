@@ -101,6 +101,11 @@ class ErrorControlled(FlowMethod):
         check_number("max_step", self.max_step, above=0, finite=False)
 
     @property
+    def tolerances(self) -> Any:
+        """What has the rtol and the atol of a step: the error control that was given, or the method's options."""
+        return self.step_size if isinstance(self.step_size, ErrorControl) else self
+
+    @property
     def own_step_rule(self) -> StepSize:
         """The error control alone."""
         return ErrorControl(self.rtol, self.atol, self.max_step)
