@@ -5,7 +5,6 @@ from typing import Any
 
 import gradflow
 
-
 FINE = (1 / 16, 1 / 32, 1 / 64, 1 / 128)
 COARSE = (1 / 16, 1 / 24, 1 / 32, 1 / 48)
 

@@ -151,7 +151,9 @@ def test_a_first_step_moves_theta_by_its_own_length_at_most(scale, slope, size):
 
 
 def test_after_a_rise_of_the_loss_the_control_goes_on_from_half_of_the_step():
-    assert ErrorControl().after_loss_increase(0.5, Control(3.0, n_rejected=2, cap="cap")) == Control(0.25, cap="cap")
+    assert ErrorControl().after_loss_increase(0.5, Control(3.0, n_rejected=2, cap="cap")) == Control(
+        0.25, cap="cap"
+    )
 
 
 def test_what_is_not_finite_misses_every_tolerance():
