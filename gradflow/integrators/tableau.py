@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
+from itertools import count, zip_longest
 
 import numpy as np
 from scipy.optimize import brentq
@@ -67,7 +67,7 @@ class Tableau:
 def real_stability(A: np.ndarray, b: np.ndarray) -> float:
     """Return the length of the real stability interval of a Runge–Kutta method.
 
-    The largest x such that |R(−s)| ≤ 1 for all 0 ≤ s ≤ x, with R(z) = 1 + z bᵀ(I − zA)⁻¹1.
+    The largest x such that |R(−s)| ≤ 1 for all 0 ≤ s ≤ x, with R(z) = 1 + z bᵀ(I − zA)⁻¹1; looked for in steps of 0.01.
     """
     identity, ones = np.eye(len(b)), np.ones(len(b))
 
@@ -75,5 +75,5 @@ def real_stability(A: np.ndarray, b: np.ndarray) -> float:
         R = 1 - x * b @ np.linalg.solve(identity + x * A, ones)
         return float(abs(R) - 1 - 1e-12)
 
-    after = next(x for x in (0.01 * n for n in range(1, 2000)) if excess(x) > 0)
+    after = next(x for x in (0.01 * n for n in count(1)) if excess(x) > 0)  # no polynomial stays bounded
     return float(brentq(excess, after - 0.01, after, xtol=1e-12))

@@ -128,7 +128,9 @@ def test_the_coefficients_are_torchdiffeqs(name):
     assert ours.b == pytest.approx(theirs.c_sol.numpy()[:n], abs=1e-15)
     # Theirs has the opposite sign for adaptive_heun, and Shampine's two thirds of the estimate for dopri5.
     factor = {"adaptive_heun": -1, "dopri5": 2 / 3}.get(name, 1)
-    assert factor * np.array(ours.error) == pytest.approx(theirs.c_error.numpy()[: len(ours.error)], abs=1e-15)
+    assert factor * np.array(ours.error) == pytest.approx(
+        theirs.c_error.numpy()[: len(ours.error)], abs=1e-15
+    )
     assert not theirs.c_sol.numpy()[n:].any()
     assert not theirs.c_error.numpy()[len(ours.error) :].any()
 
@@ -179,6 +181,12 @@ def test_steps_are_stable_up_to_the_interval_and_no_further(name):
     sizes = np.linspace(0.05, 0.9999 * method.stability_interval, 50)
     assert max(abs(float(method.step(field.at(one), h, None).z)) for h in sizes) < 1
     assert abs(float(method.step(field.at(one), 1.0001 * method.stability_interval, None).z)) > 1
+
+
+@pytest.mark.parametrize("n", [1, 3, 15])
+def test_the_interval_of_many_euler_steps_is_theirs_together(n):
+    step = Tableau(A=tuple((1 / n,) * i for i in range(n)), b=(1 / n,) * n)
+    assert step.real_stability == pytest.approx(2.0 * n, rel=1e-9)
 
 
 @pytest.mark.parametrize(("name", "theirs"), [("dopri5", RK45), ("bosh3", RK23)])
@@ -271,7 +279,9 @@ def test_names_that_were_torchdiffeqs_take_what_they_took():
     train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
     for name in ("midpoint", "heun2", "heun3"):
         ours, theirs = (
-            gradflow.integrate(train, theta, method=method, step_size=0.05, t_max=1.0, save_every=0.33, loss_rtol=1e-3)
+            gradflow.integrate(
+                train, theta, method=method, step_size=0.05, t_max=1.0, save_every=0.33, loss_rtol=1e-3
+            )
             for method in (name, f"torchdiffeq:{name}")
         )
         assert ours.attrs["n_steps"] == theirs.attrs["n_steps"] == 20
