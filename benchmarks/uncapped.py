@@ -42,7 +42,7 @@ def main() -> None:
             run = gradflow.integrate(
                 loss,
                 theta,
-                method="dopri5",
+                method="torchdiffeq:dopri5",
                 rtol=rtol,
                 atol=atol,
                 cap=cap,

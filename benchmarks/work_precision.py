@@ -75,27 +75,27 @@ LARGE = {
     "exprb32": tolerances(1e-3, 1e-4, 1e-5),
     "exprb43": tolerances(1e-3, 1e-4, 1e-5),
     "rkc": tolerances(1e-3, 1e-4, 1e-5),
-    "dopri5": tolerances(1e-4),
-    "dopri8": tolerances(1e-4),
-    "adaptive_heun": tolerances(1e-4),
+    "torchdiffeq:dopri5": tolerances(1e-4),
+    "torchdiffeq:dopri8": tolerances(1e-4),
+    "torchdiffeq:adaptive_heun": tolerances(1e-4),
 }
 LONG = {
     "rk4": [{}],
     "exprb32": tolerances(1e-3, 1e-4),
     "exprb43": tolerances(1e-3, 1e-4),
     "rkc": tolerances(1e-3, 1e-4),
-    "dopri5": tolerances(1e-4),
-    "adaptive_heun": tolerances(1e-4),
+    "torchdiffeq:dopri5": tolerances(1e-4),
+    "torchdiffeq:adaptive_heun": tolerances(1e-4),
     "stable-solvers AdaptiveGradientDescent": [{"lr": 1e9}],
 }
-UNCAPPED = {"dopri5": [*LARGE["dopri5"], *tolerances(1e-2, cap=False)]}
+UNCAPPED = {"torchdiffeq:dopri5": [*LARGE["torchdiffeq:dopri5"], *tolerances(1e-2, cap=False)]}
 FIRST_ORDER = {"expeuler": [{}], "adaptive-gd": [{"lr": 1e9}]}
 PEERS = {
     "stable-solvers AdaptiveGradientDescent": [{"lr": 1e9}],
     "stable-solvers ExponentialEulerSolver": [{"max_step_size": 1.0}],
 }
 JAX = {"diffrax Tsit5": tolerances(1e-4), "diffrax Kvaerno5": tolerances(1e-4, 1e-6)}
-EXPLICIT = {"scipy:DOP853": tolerances(1e-4), "dopri5": tolerances(1e-4)}
+EXPLICIT = {"scipy:DOP853": tolerances(1e-4), "torchdiffeq:dopri5": tolerances(1e-4)}
 
 double, single = torch.float64, torch.float32
 PROBLEMS = {
@@ -111,15 +111,24 @@ PROBLEMS = {
     "chebyshev-5 long": Problem(
         named("chebyshev-5-20", "regression", "mse", double), 2990.0, "scipy:DOP853", SMALL | JAX
     ),
-    "digits fc-tanh ce": Problem(named("digits", "fc-tanh", "ce", single), 150.0, "dopri8", LARGE),
-    "digits fc-tanh mse": Problem(named("digits", "fc-tanh", "mse", single), 150.0, "dopri8", LARGE),
-    "cifar fc-tanh mse short": Problem(
-        images(lambda: fc_tanh(100), 500, "mse"), 8.0, "dopri8", LARGE | UNCAPPED | FIRST_ORDER | PEERS
+    "digits fc-tanh ce": Problem(
+        named("digits", "fc-tanh", "ce", single), 150.0, "torchdiffeq:dopri8", LARGE
     ),
-    "cifar fc-tanh mse long": Problem(images(lambda: fc_tanh(100), 500, "mse"), 100.0, "dopri8", LONG),
-    "cifar fc-tanh ce": Problem(images(lambda: fc_tanh(100), 500, "ce"), 20.0, "dopri8", LARGE),
-    "cifar cnn-tanh mse": Problem(images(cnn_tanh, 100, "mse"), 10.0, "dopri8", LARGE),
-    "cifar cnn-tanh ce": Problem(images(cnn_tanh, 100, "ce"), 10.0, "dopri8", LARGE),
+    "digits fc-tanh mse": Problem(
+        named("digits", "fc-tanh", "mse", single), 150.0, "torchdiffeq:dopri8", LARGE
+    ),
+    "cifar fc-tanh mse short": Problem(
+        images(lambda: fc_tanh(100), 500, "mse"),
+        8.0,
+        "torchdiffeq:dopri8",
+        LARGE | UNCAPPED | FIRST_ORDER | PEERS,
+    ),
+    "cifar fc-tanh mse long": Problem(
+        images(lambda: fc_tanh(100), 500, "mse"), 100.0, "torchdiffeq:dopri8", LONG
+    ),
+    "cifar fc-tanh ce": Problem(images(lambda: fc_tanh(100), 500, "ce"), 20.0, "torchdiffeq:dopri8", LARGE),
+    "cifar cnn-tanh mse": Problem(images(cnn_tanh, 100, "mse"), 10.0, "torchdiffeq:dopri8", LARGE),
+    "cifar cnn-tanh ce": Problem(images(cnn_tanh, 100, "ce"), 10.0, "torchdiffeq:dopri8", LARGE),
 }
 
 

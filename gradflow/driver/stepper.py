@@ -113,6 +113,7 @@ class Stepper:
                 f"Expected {integrator.name}.step_rule to give a gradflow.integrators.step_size.StepSize, got "
                 f"{type(rule).__name__}. Derive it from StepSize, which has its contract."
             )
+        rule = rule.resolve(integrator)
         if isinstance(rule, ErrorControl) and integrator.error_order is None:
             integrator = StepDoubling(integrator)
         self.integrator = integrator

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gradflow.checks import check_number
-from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator
 from gradflow.integrators.step_size import ErrorControl, StepSize
 from gradflow.integrators.step_size.read import read_step_size
@@ -38,19 +38,13 @@ class FlowMethod(Integrator):
         check_number("loss_rtol", self.loss_rtol, least=0)
         if self.step_size is None:
             return
-        step_size = read_step_size(self.step_size)
-        if not isinstance(step_size, StepSize):
-            raise InvalidTypeError(
-                "Expected step_size as a number, a controller such as ErrorControl(rtol=1e-6), or text that names one, "
-                f"got {type(step_size).__name__}."
-            )
         given = [name for name in self.own_options if getattr(self, name) != getattr(type(self), name)]
         if given:
             raise InvalidInputError(
                 f"{', '.join(given)} belongs to {self.name}'s own step-size controller, which step_size replaces: "
                 "give one of them."
             )
-        object.__setattr__(self, "step_size", step_size)
+        object.__setattr__(self, "step_size", read_step_size(self.step_size))
 
     @property
     def step_rule(self) -> StepSize:
@@ -99,6 +93,11 @@ class ErrorControlled(FlowMethod):
         check_number("rtol", self.rtol, above=0)
         check_number("atol", self.atol, least=0)
         check_number("max_step", self.max_step, above=0, finite=False)
+
+    @property
+    def tolerances(self) -> Any:
+        """What has the rtol and the atol of a step: the error control that was given, or the method's options."""
+        return self.step_size if isinstance(self.step_size, ErrorControl) else self
 
     @property
     def own_step_rule(self) -> StepSize:

@@ -70,6 +70,18 @@ class StepDoubling(Integrator):
         """Return the method's guess."""
         return self.method.first_size(point, state)
 
+    def after_rejection(self, point: Point, state: Any) -> Any:
+        """Return the method's state."""
+        return self.method.after_rejection(point, state)
+
+    def state_dict(self, state: Any) -> Any:
+        """Return the method's, as plain data."""
+        return self.method.state_dict(state)
+
+    def load_state(self, saved: Any, point: Point) -> Any:
+        """Make the method's state again."""
+        return self.method.load_state(saved, point)
+
     def step(self, point: Point, h: float, state: Any) -> StepResult:
         """Take two steps of h/2, and compare with one of h."""
         step, p = self.method.step, self.method.order

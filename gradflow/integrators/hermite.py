@@ -6,11 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+#: Its error is that of a step of this order.
+HERMITE_ORDER = 3
+
 
 def hermite(z: Tensor, d: Tensor, h: float, f0: Tensor, f1: Tensor) -> Callable[[float], Tensor]:
     """Return the cubic that has the values z and z + d, and the slopes f0 and f1, at the ends of a step of size h.
 
-    Its error is O(h⁴), that of a step of order 3.
+    Its error is O(h⁴).
     """
 
     def interpolant(s: float) -> Tensor:

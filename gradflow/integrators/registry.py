@@ -13,14 +13,17 @@ from gradflow.flows.base import Needs
 from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
 from gradflow.integrators.base import Integrator
+from gradflow.integrators.dopri8 import PrinceDormand8
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
 from gradflow.integrators.exprb import Exprb32, Exprb43
 from gradflow.integrators.foreign.scipy_solvers import scipy_methods
+from gradflow.integrators.low_order import Heun2, Heun3, Midpoint
 from gradflow.integrators.optimizers.registry import method_of, torch_methods
+from gradflow.integrators.pairs import AdaptiveHeun, BogackiShampine, DormandPrince5, Fehlberg2, Tsitouras5
 from gradflow.integrators.rk4 import RK4
 from gradflow.integrators.rkc import RKC
-from gradflow.options import build
+from gradflow.options import build, option_names
 
 #: Solvers of torchdiffeq that step in torch; it wraps SciPy's LSODA besides, as its ``scipy_solver``.
 _TORCHDIFFEQ = (
@@ -69,6 +72,15 @@ METHODS: Mapping[str, type[Integrator]] = _Methods(
         "euler": Euler,
         "adaptive-gd": AdaptiveGD,
         "rk4": RK4,
+        "midpoint": Midpoint,
+        "heun2": Heun2,
+        "heun3": Heun3,
+        "adaptive_heun": AdaptiveHeun,
+        "fehlberg2": Fehlberg2,
+        "bosh3": BogackiShampine,
+        "dopri5": DormandPrince5,
+        "tsit5": Tsitouras5,
+        "dopri8": PrinceDormand8,
         "expeuler": ExponentialEuler,
         "rkc": RKC,
         "exprb32": Exprb32,
@@ -77,11 +89,7 @@ METHODS: Mapping[str, type[Integrator]] = _Methods(
         **scipy_methods(),
     },
     {f"torchdiffeq:{name}": name for name in _TORCHDIFFEQ}
-    | {name: name for name in ("explicit_adams", "implicit_adams")}
-    | {
-        name: name
-        for name in ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", "midpoint", "heun2", "heun3")
-    },
+    | {name: name for name in ("explicit_adams", "implicit_adams")},
 )
 
 
@@ -137,6 +145,12 @@ def make_integrator(method: MethodLike, options: Mapping[str, Any], also: Iterab
     cls = method_class(method)
     if not isinstance(method, Integrator):
         name = method if isinstance(method, str) else cls.name
+        reference = f"torchdiffeq:{name}"
+        if "options" in options and reference in METHODS and "options" not in option_names(cls):
+            raise UnknownOptionError(
+                f"options are those of torchdiffeq's solver, and {name!r} is gradflow's own. Leave them out, or use "
+                f"method={reference!r}, which takes them."
+            )
         return build(cls, f"Method {name!r}", options, also)
     if options:
         raise UnknownOptionError(

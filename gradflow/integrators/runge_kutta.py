@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_number
+from gradflow.errors import InvalidTypeError
 from gradflow.flows import Point
 from gradflow.integrators.base import StepResult
 from gradflow.integrators.controlled import ErrorControlled, FlowMethod
-from gradflow.integrators.hermite import hermite
+from gradflow.integrators.hermite import HERMITE_ORDER, hermite
 from gradflow.integrators.step_size import ErrorControl, SharpnessCap, StepSize
 from gradflow.integrators.step_size.base import norm
+from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.integrators.tableau import Tableau
 
 
@@ -25,10 +27,16 @@ class ExplicitRungeKutta(FlowMethod):
     """An explicit Runge–Kutta method, given by its tableau.
 
     To write one: a frozen dataclass that derives from :class:`FixedTableau` or :class:`EmbeddedPair`, with `name`,
-    `order`, `tableau`, for a pair `error_order`, and `interpolates`.
+    `order`, `tableau`, and for a pair `error_order`. It interpolates within its steps if its tableau says how, or if
+    its order is 3 or less, as that of the cubic Hermite interpolant is.
     """
 
     tableau: ClassVar[Tableau]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "tableau" in vars(cls) and "interpolates" not in vars(cls):
+            cls.interpolates = cls.tableau.dense is not None or cls.order <= HERMITE_ORDER
 
     @property
     def stability_interval(self) -> float:
@@ -44,9 +52,7 @@ class ExplicitRungeKutta(FlowMethod):
         end = f.at(z + self.increment(h, K))
         error = None
         if table.error is not None:
-            if len(table.error) > len(K):
-                K.append(end.velocity)
-            error = norm(h * combine(table.error, K))
+            error = norm(h * combine(table.error, _stages(K, end, len(table.error))))
         interpolant = self._interpolant(point, end, h, K) if self.interpolates else None
         return StepResult(end.z, interpolant, error=error, end=end)
 
@@ -64,7 +70,7 @@ class ExplicitRungeKutta(FlowMethod):
         def interpolant(s: float) -> Tensor:
             powers = [s ** (n + 1) for n in range(len(dense[0]))]
             weights = [math.fsum(c * power for c, power in zip(row, powers, strict=True)) for row in dense]
-            return z + h * combine(weights, [*K, end.velocity] if len(weights) > len(K) else K)
+            return z + h * combine(weights, _stages(K, end, len(weights)))
 
         return interpolant
 
@@ -109,7 +115,9 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
 
     The error control alone sees an instability only once it has grown. So by default a step is at most 0.9 of the
     method's real stability interval over λ₁, and a step that raises the loss is rejected where the flow can't raise
-    it. Options beside those of :class:`gradflow.integrators.controlled.ErrorControlled`:
+    it. `rtol` and `atol` are of 2-norms, for all of gradflow's own methods alike; torchdiffeq's methods, by names such
+    as ``torchdiffeq:dopri5``, mean the root mean square over parameters instead. Options beside those of
+    :class:`gradflow.integrators.controlled.ErrorControlled`:
 
     Parameters
     ----------
@@ -123,6 +131,14 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
     sharpness_every: float | None = None
 
     own_options: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_step", "cap", "sharpness_every")
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "tableau" in vars(cls) and (cls.tableau.error is None or cls.error_order is None):
+            raise InvalidTypeError(
+                f"Expected {cls.__name__}, an embedded pair, to have an error_order, and its tableau an error. Derive "
+                "a method without an error estimate from FixedTableau."
+            )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -143,7 +159,7 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
     def first_size(self, point: Point, state: Any) -> float:
         """Guess the first step's size (Hairer, Nørsett & Wanner 1993, II.4): a short Euler step shows the curvature."""
         z, F = point.z, point.velocity
-        scale = self.atol + self.rtol * norm(z)
+        scale = tolerance(self.tolerances, z)
         speed = norm(F)
         if not (scale > 0 and speed > 0):
             return 1e-6
@@ -155,6 +171,11 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
         largest = max(d1, d2)
         h1 = max(1e-6, h0 * 1e-3) if largest <= 1e-15 else (0.01 / largest) ** (1 / (self.order + 1))
         return min(100 * h0, h1)
+
+
+def _stages(K: Sequence[Tensor], end: Point, n: int) -> Sequence[Tensor]:
+    """Return the stages, with the velocity at the step's end behind them if there are to be n of them."""
+    return [*K, end.velocity] if n > len(K) else K
 
 
 def combine(weights: Sequence[float], K: Sequence[Tensor]) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import count, zip_longest
 
 import numpy as np
 from scipy.optimize import brentq
@@ -30,7 +31,7 @@ class Tableau:
     Raises
     ------
     InvalidInputError
-        If lengths don't fit, or Σb ≠ 1, or Σ error ≠ 0.
+        If lengths don't fit, or Σb ≠ 1, or Σ error ≠ 0, or `dense` doesn't end at b.
     """
 
     A: tuple[tuple[float, ...], ...]
@@ -49,6 +50,10 @@ class Tableau:
                 raise InvalidInputError(f"Expected {s} or {s + 1} entries in {name}, got {len(rows)}.")
         if self.error is not None and abs(sum(self.error)) > 1e-12:
             raise InvalidInputError(f"Expected an error estimate with the sum 0, got {sum(self.error)!r}.")
+        if self.dense is not None:
+            ends = [sum(row) for row in self.dense]
+            if any(abs(end - b) > 1e-12 for end, b in zip_longest(ends, self.b, fillvalue=0.0)):
+                raise InvalidInputError(f"Expected rows of dense with the sums b = {self.b}, got {ends}.")
 
     @cached_property
     def real_stability(self) -> float:
@@ -62,7 +67,7 @@ class Tableau:
 def real_stability(A: np.ndarray, b: np.ndarray) -> float:
     """Return the length of the real stability interval of a Runge–Kutta method.
 
-    The largest x such that |R(−s)| ≤ 1 for all 0 ≤ s ≤ x, with R(z) = 1 + z bᵀ(I − zA)⁻¹1.
+    The largest x such that |R(−s)| ≤ 1 for all 0 ≤ s ≤ x, with R(z) = 1 + z bᵀ(I − zA)⁻¹1; looked for in steps of 0.01.
     """
     identity, ones = np.eye(len(b)), np.ones(len(b))
 
@@ -70,5 +75,5 @@ def real_stability(A: np.ndarray, b: np.ndarray) -> float:
         R = 1 - x * b @ np.linalg.solve(identity + x * A, ones)
         return float(abs(R) - 1 - 1e-12)
 
-    after = next(x for x in (0.01 * n for n in range(1, 2000)) if excess(x) > 0)
+    after = next(x for x in (0.01 * n for n in count(1)) if excess(x) > 0)  # no polynomial stays bounded
     return float(brentq(excess, after - 0.01, after, xtol=1e-12))

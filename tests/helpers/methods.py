@@ -5,13 +5,16 @@ from typing import Any
 
 import gradflow
 
+FINE = (1 / 16, 1 / 32, 1 / 64, 1 / 128)
+COARSE = (1 / 16, 1 / 24, 1 / 32, 1 / 48)
+
 
 @dataclass(frozen=True)
 class Method:
     """How the shared tests run a method.
 
     ``fixed`` gives the options under which every step has size h where the sharpness is moderate; ``orders`` are
-    the bounds of the order measured with them. ``tolerances`` gives the options for a tolerance.
+    the bounds of the order measured with them, in steps of ``hs``. ``tolerances`` gives the options for a tolerance.
     """
 
     name: str
@@ -19,6 +22,8 @@ class Method:
     fixed: Any = None
     orders: tuple[float, float] | None = None
     tolerances: Any = None
+    hs: tuple[float, ...] = FINE
+    constant: float = 100.0  # errors on chebyshev-3-20 are at most this much above the tolerance
     sharpness: bool = True  # a step's report has one
     exact_gradient: bool = True  # the gradient in a report is LossFunction.gradient's, bit for bit
     float32: bool = True  # the same run in float32 stays near; not if entries are divided by their own size
@@ -74,6 +79,21 @@ OURS = [
         for name, order in (("exprb32", 3), ("exprb43", 4))
     ),
     Method("auto", tolerance(1e-5), tolerances=tolerance, exact_gradient=False),
+    *(
+        Method(name, {}, lambda h: {"step_size": h}, (order - 0.1, order + 0.1))
+        for name, order in (("midpoint", 2), ("heun2", 2), ("heun3", 3))
+    ),
+    *(
+        Method(name, tolerance(1e-5), lambda h: {"step_size": h}, orders, tolerance, hs=hs, constant=constant)
+        for name, orders, hs, constant in (
+            ("adaptive_heun", (1.9, 2.1), FINE, 10.0),
+            ("fehlberg2", (1.9, 2.1), FINE, 500.0),  # its error estimate has a coefficient of 1/512
+            ("bosh3", (2.9, 3.1), FINE, 10.0),
+            ("dopri5", (4.8, 5.2), COARSE, 10.0),
+            ("tsit5", (4.8, 5.2), COARSE, 10.0),
+            ("dopri8", (7.8, 8.4), (1 / 3, 1 / 4, 1 / 5), 10.0),
+        )
+    ),
 ]
 
 REFERENCES = [
@@ -87,8 +107,14 @@ REFERENCES = [
         for name in ("explicit_adams", "implicit_adams", "fixed_adams")
     ),
     *(
-        Method(f"torchdiffeq:{name}", tolerance(1e-5), tolerances=tolerance)
-        for name in ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2")
+        Method(f"torchdiffeq:{name}", tolerance(1e-5), tolerances=tolerance, constant=constant)
+        for name, constant in (
+            ("dopri5", 100.0),
+            ("dopri8", 100.0),
+            ("bosh3", 100.0),
+            ("adaptive_heun", 100.0),
+            ("fehlberg2", 300.0),
+        )
     ),
     *(Method(f"scipy:{name}", tolerance(1e-5), tolerances=tolerance) for name in ("RK45", "DOP853")),
     *(

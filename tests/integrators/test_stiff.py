@@ -19,7 +19,8 @@ import gradflow
 from gradflow import LossFunction, SpectrumService, problems
 from gradflow.driver import Stepper
 from gradflow.errors import IntegrationWarning, InvalidInputError
-from gradflow.integrators import METHODS, Flow
+from gradflow.flows import GradientFlow
+from gradflow.integrators import METHODS, Field
 from gradflow.integrators.phi.functions import phi
 from gradflow.integrators.phi.spaces import DenseSpace, KrylovSpace, Term
 from gradflow.integrators.rkc import chebyshev, stages_for
@@ -199,8 +200,8 @@ def test_a_step_is_the_formula_of_the_paper(name):
     loss = LossFunction.from_callable(lambda x: (x**4).sum() / 4 + x[0] * x[1] ** 2 + 3 * x[2] ** 2)
     start, h = torch.tensor([1.0, -0.5, 0.3], dtype=torch.float64), 0.3
     method = METHODS[name](dense=True)
-    point = Flow(loss, keep_graph=True).at(start)
-    attempt = method.attempt(point, method.prepare(point, None), h, 1.0)
+    point = Field(loss, keep_graph=True).at(start)
+    attempt = method.step(point, h, None)
 
     F = -loss.gradient(start)[1].numpy()
     H = loss.hvp(start, torch.eye(3, dtype=torch.float64)).numpy()
@@ -223,7 +224,7 @@ def test_a_step_is_the_formula_of_the_paper(name):
     for s in (1.0, 0.4):
         expected = start.numpy() + sum(s ** (k - 1) * s * h * φ(k, s * h, b) for k, b in terms.items())
         assert attempt.interpolant(s).numpy() == pytest.approx(expected, abs=1e-13)
-    assert torch.equal(attempt.theta, attempt.interpolant(1.0))
+    assert torch.equal(attempt.z, attempt.interpolant(1.0))
     last = max(terms)
     assert attempt.error == pytest.approx(np.linalg.norm(h * φ(last, h, terms[last])), rel=1e-10)
 
@@ -331,12 +332,12 @@ def test_what_the_space_leaves_out_counts_in_the_error_of_a_step(name, options, 
 
     def attempt(**kwargs):
         method = METHODS[name](**kwargs)
-        point = Flow(LossFunction.from_callable(loss), keep_graph=True).at(start.clone())
-        return method.attempt(point, method.prepare(point, None), 0.5, 1e-6)
+        point = Field(LossFunction.from_callable(loss), keep_graph=True).at(start.clone())
+        return method.step(point, 0.5, None)
 
     krylov, dense = attempt(max_basis=basis, **options), attempt(dense=True)
     assert krylov.h == dense.h == 0.5
-    missing = float((krylov.theta - dense.theta).norm())
+    missing = float((krylov.z - dense.z).norm())
     assert missing > 1e-5
     assert missing < krylov.error - dense.error < 2 * missing
 
@@ -396,16 +397,16 @@ def test_the_step_reports_the_sharpness_it_met(cheb, name, options):
 def test_ritz_pairs_are_handed_to_the_spectrum_service(cheb, name, options):
     """A free λ₁ at the step's start, and vectors for the next solve to start from."""
     train, theta, _ = cheb
-    flow = Flow(train, keep_graph=True)
-    stepper = Stepper(METHODS[name](rtol=1e-5, **options), flow, theta)
+    field = Field(train, keep_graph=True)
+    stepper = Stepper(METHODS[name](rtol=1e-5, **options), field, theta)
     for _ in range(6):
         before = stepper.point.theta
         report = stepper.advance()
-    n = flow.spectrum.n_hvps
+    n = field.spectrum.n_hvps
     dense = torch.linalg.eigvalsh(train.linearize(before) @ torch.eye(300, dtype=torch.float64))
     assert report.sharpness == pytest.approx(float(dense[-1]), rel=1e-2)
-    assert flow.spectrum.known(1, before, tol=1e-2) is None  # the solver's answers look further
-    warm = flow.spectrum.top(1, stepper.point.linearization, tol=1e-4)
+    assert field.spectrum.known(1, before, tol=1e-2) is None  # the solver's answers look further
+    warm = field.spectrum.top(1, stepper.point.linearization, tol=1e-4)
     assert warm.converged.all()
     assert n == 0 < warm.n_hvp < SpectrumService(train).top(1, stepper.point.theta, tol=1e-4).n_hvp
 
@@ -565,20 +566,20 @@ def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(bef
         return Eigenpairs(λ, torch.ones(2, 1, dtype=torch.float64), 0 * λ, 0, λ > 0, float(λ))
 
     class Point:
-        def top(self, k, *, tol):
+        def rates(self, k, *, tol):
             return pairs(now)
 
+        def work(self, key, make):
+            return make()
+
     method = METHODS["rkc"]()
-    memory = method.prepare(Point(), None)
-    assert (memory.age, memory.every) == (0, 1)
-    for _ in range(4):
-        memory = method.memory(memory)
-    assert memory.age == 4
-    memory = dataclasses.replace(memory, pairs=pairs(before), every=every)
+    sharpness = method._sharpness(Point(), None)
+    assert (sharpness.age, sharpness.every) == (0, 1)
+    sharpness = dataclasses.replace(sharpness, pairs=pairs(before), every=every, age=4)
     if every > 4:
-        assert method.prepare(Point(), memory) is memory
-        memory = dataclasses.replace(memory, age=every)
-    again = method.prepare(Point(), memory)
+        assert method._sharpness(Point(), sharpness) is sharpness
+        sharpness = dataclasses.replace(sharpness, age=every)
+    again = method._sharpness(Point(), sharpness)
     assert float(again.pairs.values) == now
     assert (again.age, again.every) == (0, expected)
 
@@ -588,13 +589,13 @@ def test_rkc_interpolates_by_the_cubic_of_both_ends():
     loss = LossFunction.from_callable(lambda x: (x**4).sum() / 4 + x[0] * x[1])
     start, h = torch.tensor([1.0, -0.5], dtype=torch.float64), 0.1
     method = METHODS["rkc"]()
-    point = Flow(loss).at(start)
-    attempt = method.attempt(point, method.prepare(point, None), h, 1e-3)
-    value, slope = loss.gradient(attempt.theta)
+    point = Field(loss).at(start)
+    attempt = method.step(point, h, None)
+    value, slope = loss.gradient(attempt.z)
     assert attempt.h == h
-    assert torch.equal(attempt.known[0], value)
-    assert torch.equal(attempt.known[1], slope)
-    ends = np.stack([start, attempt.theta])
+    assert torch.equal(attempt.end.value, value)
+    assert torch.equal(attempt.end.gradient, slope)
+    ends = np.stack([start, attempt.z])
     slopes = -np.stack([point.gradient, slope])
     spline = CubicHermiteSpline([0.0, h], ends, slopes)
     for s in (0.0, 0.2, 0.5, 0.9, 1.0):
@@ -687,7 +688,7 @@ def test_auto_asks_for_graphs_in_the_dtype_of_the_loss(dtype):
     asked = []
     source = SimpleNamespace(keeps_graphs=lambda theta: asked.append(theta.dtype) or True)
     loss = SimpleNamespace(n_parameters=1000, dtype=dtype, memory_budget=2**30, source=source)
-    assert METHODS["auto"]().resolve(loss).name == "exprb43"
+    assert METHODS["auto"]().choose(loss, GradientFlow()).name == "exprb43"
     assert asked == [dtype or torch.float64]
 
 

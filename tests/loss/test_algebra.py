@@ -323,6 +323,8 @@ def test_a_mini_batch_knows_its_net_and_samples():
     assert torch.equal(part.subset([1, 3])(theta), loss.subset([0, 1])(theta))
     assert part.check().passed
     up, down = (part.hvp((1 + h) * theta, theta) for h in (1e-5, -1e-5))
-    assert torch.allclose(part.linearize(theta).third(theta) @ theta, (up - down) / 2e-5, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(
+        part.linearize(theta).third(theta) @ theta, (up - down) / 2e-5, rtol=1e-6, atol=1e-8
+    )
     part.label(batch=1)
     assert "batch" not in loss.describe()

@@ -101,7 +101,9 @@ class _SciPy(Integrator):
         ):
             end = evaluations[-1]
         z1 = torch.from_numpy(solver.y.copy()).to(z) if end is None else end.z
-        return StepResult(z1, interpolant, state=_State(solver, evaluations), h=solver.t - before, end=end)
+        return StepResult(
+            z1, interpolant, state=_State(solver, evaluations), h=float(solver.t - before), end=end
+        )
 
     @abstractmethod
     def _prepared(self, solver: Any, h: float) -> Any:

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
-from gradflow.checks import check_number
-from gradflow.errors import IntegrationWarning
+from gradflow.checks import check_count, check_number
+from gradflow.errors import IntegrationWarning, InvalidTypeError
 from gradflow.flows import Point
 from gradflow.integrators.step_size.base import Proposal, StepSize, norm, safe_divide
 from gradflow.integrators.step_size.sharpness import SharpnessCap
@@ -91,6 +91,10 @@ class ErrorControl(StepSize):
         check_number("rtol", self.rtol, above=0)
         check_number("atol", self.atol, least=0)
         check_number("max_step", self.max_step, above=0, finite=False)
+        if not isinstance(self.cap, SharpnessCap | None):
+            raise InvalidTypeError(f"Expected cap as a SharpnessCap, got {type(self.cap).__name__}.")
+        if self.order is not None:
+            check_count("order", self.order, least=1)
 
     def resolve(self, integrator: Integrator) -> Self:
         """Take q from the method: one more than its order, where the estimate is by step doubling."""
