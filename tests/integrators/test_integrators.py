@@ -61,7 +61,7 @@ def test_measured_order(method):
 @pytest.mark.parametrize("method", [m for m in METHODS if m.tolerances], ids=str)
 def test_errors_follow_the_tolerance(method):
     loss, theta0, exact = log_cosh()
-    rtols = [1e-3, 1e-5, 1e-7]
+    rtols = [1e-3, 1e-4, 1e-5] if REGISTRY[method.name].order <= 2 else [1e-3, 1e-5, 1e-7]
     errors = []
     for rtol in rtols:
         ds = gradflow.integrate(
@@ -599,9 +599,9 @@ def test_frequent_records_do_not_shorten_the_steps_of_what_interpolates():
         if REGISTRY[method.name].interpolates:
             rare, often = (
                 gradflow.integrate(
-                    train, theta, method=method.name, t_max=2.0, save_every=every, **method.options
+                    train, theta, method=method.name, t_max=1.0, save_every=every, **method.options
                 )
-                for every in (2.0, 0.01)
+                for every in (1.0, 0.01)
             )
             assert rare.attrs["n_steps"] == often.attrs["n_steps"]
             assert np.array_equal(rare.params, often.params)
