@@ -23,6 +23,7 @@ from gradflow.integrators import (
     Polyak,
 )
 from gradflow.loss import HalfSquaredError, LossFunction
+from gradflow.observe import Observer
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
 from gradflow.variable import Variable
@@ -47,6 +48,7 @@ __all__ = [
     "SpectrumService",
     "Eigenpairs",
     "Flow",
+    "Observer",
     "Variable",
     "Integrator",
     "Euler",

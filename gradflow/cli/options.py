@@ -21,7 +21,9 @@ from gradflow.errors import GradflowError
 from gradflow.integrators import METHODS
 
 #: Arguments of integrate() that are Python objects, or that a command line says in another way.
-NOT_OPTIONS = {"loss", "params", "test", "callback", "method", "method_options", "options", "resume"}
+NOT_OPTIONS = {
+    "loss", "params", "test", "observe", "callback", "method", "flow_options", "method_options", "options", "resume",
+}  # fmt: skip
 _CADENCES = {f"{what}_every" for what in ("save", "eigs", "density", "projections", "params", "test")}
 
 

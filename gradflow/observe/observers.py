@@ -1,243 +1,173 @@
-"""What is measured at a record. Measuring reads the run, and never writes it."""
+"""All that is measured in a run. Measuring reads the run, and never writes it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from gradflow.driver import Moment
-from gradflow.flows import Field, Point
-from gradflow.loss import LossFunction
-from gradflow.observe.projections import RandomProjection
-from gradflow.spectrum import Preconditioned, SpectrumService
-
-
-class Observer(Protocol):
-    """Measures one group of quantities.
-
-    Attributes
-    ----------
-    group : str
-        Name by which the schedule says when it is due.
-    """
-
-    group: ClassVar[str]
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Return values by variable name: numbers or arrays.
-
-        Parameters
-        ----------
-        moment : Moment
-        point : Point
-            θ of the moment: the run's own point, or a point of the observers' flow.
-        """
-
-
-class Scalars:
-    """Loss, gradient norm and accuracy."""
-
-    group: ClassVar[str] = "scalars"
-
-    def __init__(self, loss: LossFunction) -> None:
-        self._loss = loss
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Measure at the point."""
-        values = {
-            "train_loss": point.loss,
-            "gradient_norm": float(torch.linalg.vector_norm(point.gradient, dtype=torch.float64)),
-        }
-        if self._loss.classifies:
-            values["train_accuracy"] = self._loss.evaluate(point.theta)[1]
-        return values
-
-
-class Test:
-    """Loss and accuracy on the test set."""
-
-    group: ClassVar[str] = "test"
-
-    def __init__(self, loss: LossFunction) -> None:
-        self._loss = loss
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Measure at the point."""
-        loss, accuracy = self._loss.evaluate(point.theta)
-        return {"test_loss": loss, "test_accuracy": accuracy}
-
-
-class Spectrum:
-    """The top eigenvalues of the Hessian.
-
-    Solves start from this observer's last basis, at first from the run's; pairs that the run has computed
-    at the same θ, of the same loss, are taken over.
-
-    Parameters
-    ----------
-    flow : Field
-        The observers' own, on all of the training data or on the first of them.
-    n_eigs : int
-    tol : float
-    """
-
-    group: ClassVar[str] = "eigenvalues"
-
-    def __init__(self, flow: Field, n_eigs: int, tol: float) -> None:
-        self._own = flow
-        self._n_eigs = n_eigs
-        self._tol = tol
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Measure at the point."""
-        k, run = self._n_eigs, point.field.spectrum
-        pairs = run.known(k, point.theta, tol=self._tol) if self._own.is_of(point.field.loss) else None
-        if pairs is None:
-            linearization = self._own.linearize_again(point)
-            pairs = self._own.spectrum.top(k, linearization, tol=self._tol, start=run.basis)
-        return {"eigenvalue": pairs.values.numpy(), "eigenvalue_residual": pairs.residuals.numpy()}
-
-
-class EffectiveSpectrum:
-    """The top eigenvalues of the preconditioned Hessian P^(−1/2) H P^(−1/2), P as the optimiser uses it.
-
-    Where an adaptive method is stable is decided by these (Cohen et al. 2022, arXiv:2207.14484). Not measured
-    before the first step, when the optimiser has no P.
-
-    Parameters
-    ----------
-    flow, n_eigs, tol
-        As in :class:`Spectrum`.
-    """
-
-    group: ClassVar[str] = "eigenvalues"
-
-    def __init__(self, flow: Field, n_eigs: int, tol: float) -> None:
-        self._own = flow
-        self._n_eigs = n_eigs
-        self._tol = tol
-        self.service = SpectrumService()
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Measure at the point."""
-        diagonal = moment.preconditioner()
-        if diagonal is None:
-            return {}
-        operator = Preconditioned(self._own.linearize_again(point), diagonal)
-        pairs = self.service.top(self._n_eigs, operator, tol=self._tol)
-        return {
-            "effective_eigenvalue": pairs.values.numpy(),
-            "effective_eigenvalue_residual": pairs.residuals.numpy(),
-        }
-
-
-class Density:
-    """The spectral density of the Hessian on a fixed grid, by stochastic Lanczos quadrature.
-
-    From the same random vectors at every record, so that it changes with θ alone. Each Ritz value is spread
-    over a Gaussian as wide as the widest gap of the grid.
-    """
-
-    group: ClassVar[str] = "density"
-
-    def __init__(self, flow: Field, x: Tensor) -> None:
-        self._own = flow
-        self._x = x
-        self._sigma = float(x.diff().max())
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Measure at the point."""
-        linearization = self._own.linearize_again(point)
-        fresh = SpectrumService()  # whose random vectors are those of its seed
-        density = fresh.density(linearization)
-        values, errors = density.smoothed(self._x, self._sigma)
-        return {"spectral_density": values.numpy(), "spectral_density_error": errors.numpy()}
-
-
-class Projections:
-    """Random projections of θ."""
-
-    group: ClassVar[str] = "projections"
-
-    def __init__(self, projection: RandomProjection) -> None:
-        self._projection = projection
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Measure at the point."""
-        return {"projection": self._projection(point.theta).numpy()}
-
-
-class Parameters:
-    """θ itself."""
-
-    group: ClassVar[str] = "params"
-
-    def measure(self, moment: Moment, point: Point) -> dict[str, Any]:
-        """Copy θ."""
-        return {"theta": point.theta.detach().cpu().numpy().copy()}
+from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.flows import Field
+from gradflow.observe.base import Observer
+from gradflow.observe.point import ObservedPoint
+from gradflow.observe.run_state import RunState
+from gradflow.spectrum import SpectrumService
+from gradflow.variable import Variable
 
 
 class Observers:
-    """All that is measured in a run, with a flow of their own for what the run doesn't know.
+    """The observers of a run, with fields of their own for what the run doesn't know.
 
     Parameters
     ----------
-    flow, spectrum_flow : Field
-        The observers' own: their cost is what measuring takes, and is not the method's. The second is that of
-        spectra; the same, unless those are of a part of the data.
-    observers : iterable of Observer
+    fields : sequence of Field
+        The observers' own: their cost is what measuring takes, and is not the method's. The first is that of the run's
+        loss and flow, others are those of a part of the data.
+    observers : mapping of str to Observer
+        By the names under which they are due.
+    n_parameters : int
+
+    Attributes
+    ----------
+    variables : dict of str to Variable
+        All that is recorded, by name. Those of functions get their dimensions with the first record.
+    coordinates : dict of str to (Variable, array)
+        Those of all observers.
+    sizes : dict of str to int
+        Of the dimensions, as far as they are known: by the first record all are.
     """
 
-    def __init__(self, flow: Field, spectrum_flow: Field, observers: Iterable[Observer]) -> None:
-        self._flow = flow
-        self._flows = [flow] if spectrum_flow is flow else [flow, spectrum_flow]
-        self._observers = tuple(observers)
+    def __init__(self, fields: Sequence[Field], observers: Mapping[str, Observer], n_parameters: int) -> None:
+        self._fields = tuple(fields)
+        self._observers = dict(observers)
+        self._run_state = RunState(self._fields[0].flow.third_derivatives)
+        self._service = SpectrumService(self._fields[0].loss)  # of the points: ours keep their own bases
+        self.variables: dict[str, Variable] = {}
+        self.coordinates = {name: each for o in observers.values() for name, each in o.coordinates.items()}
+        self.sizes = {"param": n_parameters}
+        self.sizes |= {name: len(values) for name, (_, values) in self.coordinates.items()}
+        self._begun = False
+        self._declare()
 
     @property
     def n_gradients(self) -> int:
         """Gradients that measuring has taken."""
-        return sum(flow.cost.n_gradients for flow in self._flows)
+        return sum(field.cost.n_gradients for field in self._fields)
 
     @property
     def n_hvps(self) -> int:
         """Hessian–vector products that measuring has taken."""
-        return sum(flow.cost.n_hvps for flow in self._flows)
+        return sum(field.cost.n_hvps for field in self._fields)
+
+    @property
+    def n_third(self) -> int:
+        """Products with the Hessian's derivative that measuring has taken."""
+        return sum(field.cost.n_third for field in self._fields)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
-        services = [o.service.state_dict() for o in self._observers if isinstance(o, EffectiveSpectrum)]
-        return {"flows": [flow.state_dict() for flow in self._flows], "services": services}
+        return {
+            "fields": [field.state_dict() for field in self._fields],
+            "service": self._service.state_dict(),
+            "sizes": dict(self.sizes),
+            "each": {name: observer.state_dict() for name, observer in self._observers.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        for flow, saved in zip(self._flows, state["flows"], strict=True):
-            flow.load_state_dict(saved)
-        effective = [o for o in self._observers if isinstance(o, EffectiveSpectrum)]
-        for observer, saved in zip(effective, state["services"], strict=True):
-            observer.service.load_state_dict(saved)
+        for field, saved in zip(self._fields, state["fields"], strict=True):
+            field.load_state_dict(saved)
+        self._service.load_state_dict(state["service"])
+        self.sizes.update(state["sizes"])
+        for name, observer in self._observers.items():
+            observer.load_state_dict(state["each"][name])
+        self._begun = True
+        self._declare()
 
-    def measure(self, moment: Moment, due: Iterable[str]) -> dict[str, Any]:
-        """Measure the groups that are due; time, step and cost always."""
-        values: dict[str, Any] = {
-            "time": moment.t,
-            "step": moment.step,
-            "step_size": moment.step_size,
-            "sharpness_used": moment.sharpness_used,
-            "n_gradients": moment.cost.n_gradients,
-            "n_hvps": moment.cost.n_hvps,
-            "wall_time": moment.wall_time,
-        }
-        wanted = frozenset(due)
-        point = moment.point if moment.point is not None else self._flow.at(moment.z)
-        for observer in self._observers:
-            # Loss and accuracy are known or cheap: every record has them.
-            if observer.group in wanted or isinstance(observer, Scalars):
-                values |= observer.measure(moment, point)
+    def measure(self, moment: Moment, due: Collection[str]) -> dict[str, Any]:
+        """Measure what is due; time, step and cost always."""
+        point = ObservedPoint(self._fields[0], moment, self._service)
+        values = self._run_state.measure(point)
+        for name, observer in self._observers.items():
+            if name in due:
+                values |= self._values(name, observer, point)
+        if not self._begun:
+            self._check_sizes()
+            self._begun = True
         return {name: value for name, value in values.items() if not _is_nan(value)}
+
+    def _values(self, name: str, observer: Observer, point: ObservedPoint) -> dict[str, Any]:
+        """Measure by one observer, and check what it gives."""
+        try:
+            given = observer.measure(point)
+        except Exception as error:
+            error.add_note(f"Raised by the observer {name!r} at t = {point.t:.6g}.")
+            raise
+        if not isinstance(given, Mapping):
+            raise InvalidTypeError(
+                f"Expected {name}.measure to return a mapping of variables to values, got {type(given).__name__}."
+            )
+        self._declare()
+        values = {}
+        for variable, value in given.items():
+            if variable not in observer.variables:
+                declared = ", ".join(observer.variables) or "none"
+                raise InvalidInputError(
+                    f"{name}.measure returned {variable!r}, which isn't among its variables: {declared}. Declare it "
+                    "there with a gradflow.Variable."
+                )
+            values[variable] = self._fitted(f"{name}: {variable!r}", value, observer.variables[variable].dims)
+        return values
+
+    def _fitted(self, what: str, value: Any, dims: tuple[str, ...]) -> float | np.ndarray:
+        """Return a value as a float or an array of the sizes of its dimensions, which the first one sets."""
+        array = _as_array(what, value)
+        if array.ndim != len(dims):
+            shape = f"dimensions {dims}" if dims else "no dimensions, a number"
+            raise InvalidInputError(f"Expected {what} with {shape}, got shape {array.shape}.")
+        for dim, size in zip(dims, array.shape, strict=True):
+            if self.sizes.setdefault(dim, size) != size:
+                raise InvalidInputError(
+                    f"Expected {what} of size {self.sizes[dim]} along {dim!r}, as that dimension has had so far, got "
+                    f"{size}. A dimension has one size in all variables and records; give another one another name."
+                )
+        return array if dims else array.item()
+
+    def _check_sizes(self) -> None:
+        """Refuse variables whose dimensions the first record doesn't give."""
+        for name, variable in self.variables.items():
+            unknown = [dim for dim in variable.dims if dim not in self.sizes]
+            if unknown:
+                raise InvalidInputError(
+                    f"The first record has no {name!r}, so that the size of its dimension {unknown[0]!r} isn't known. "
+                    "Return NaN of its shape where there is no value yet."
+                )
+
+    def _declare(self) -> None:
+        for observer in (self._run_state, *self._observers.values()):
+            self.variables.update(observer.variables)
+
+
+def _as_array(what: str, value: Any) -> np.ndarray:
+    """Copy a value to an array of numbers."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.dtype.itemsize < 4 and value.is_floating_point() else value
+        value = value.resolve_conj().resolve_neg().numpy()
+    try:
+        array = np.array(value)
+    except ValueError:  # rows of several lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise InvalidTypeError(
+            f"Expected {what} as a number, an array or a tensor of real numbers, got {type(value).__name__} "
+            f"{str(value)[:60]}."
+        )
+    return array
 
 
 def _is_nan(value: object) -> bool:

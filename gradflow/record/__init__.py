@@ -10,14 +10,13 @@ from gradflow.record.run_record import (
     what_is_at,
     write_atomically,
 )
-from gradflow.record.schema import VARIABLES, Layout, Variable
+from gradflow.record.schema import STATIC, Layout
 
 __all__ = [
-    "VARIABLES",
     "FileRecord",
     "Layout",
     "MemoryRecord",
-    "Variable",
+    "STATIC",
     "check_attributes",
     "check_output",
     "differences",
