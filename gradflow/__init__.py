@@ -3,7 +3,7 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from gradflow import flows, landscape, optim, problems
+from gradflow import flows, landscape, moved, optim, problems
 from gradflow.analysis import combine, compare, summary
 from gradflow.api import Solver, integrate, solver
 from gradflow.driver import StepReport, steps
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from gradflow import plot
 
 __version__ = "0.1.0"
+
+moved.put_up()
 
 __all__ = [
     # run and read

@@ -9,18 +9,50 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 
 
 def check_number(
-    name: str, value: object, *, above: float | None = None, least: float | None = None, finite: bool = True
-) -> None:
-    """Refuse what isn't a real number in range."""
+    name: str,
+    value: object,
+    *,
+    above: float = -math.inf,
+    least: float = -math.inf,
+    below: float = math.inf,
+    most: float = math.inf,
+    finite: bool = True,
+) -> float:
+    """Return a real number as a float; refuse what isn't one in range.
+
+    Parameters
+    ----------
+    name : str
+        Of the argument, for the message.
+    value : object
+    above, least, below, most : float
+        Bounds: > above, ≥ least, < below, ≤ most.
+    finite : bool
+        Refuse the infinite, too.
+
+    Raises
+    ------
+    InvalidTypeError, InvalidInputError
+
+    Examples
+    --------
+    >>> check_number("momentum", 0.9, least=0, below=1)
+    0.9
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise InvalidTypeError(f"Expected {name} to be a number, got {type(value).__name__} {value!r}.")
     number = as_float(value)
     if math.isnan(number) or (finite and math.isinf(number)):
         raise InvalidInputError(f"Expected {name} to be finite, got {value}.")
-    if above is not None and not number > above:
-        raise InvalidInputError(f"Expected {name} > {above:g}, got {value}.")
-    if least is not None and not number >= least:
-        raise InvalidInputError(f"Expected {name} ≥ {least:g}, got {value}.")
+    for sign, bound, holds in (
+        (">", above, number > above or above == -math.inf),
+        ("≥", least, number >= least),
+        ("<", below, number < below or below == math.inf),
+        ("≤", most, number <= most),
+    ):
+        if not holds:
+            raise InvalidInputError(f"Expected {name} {sign} {bound:g}, got {value}.")
+    return number
 
 
 def as_float(value: numbers.Real) -> float:
@@ -31,9 +63,10 @@ def as_float(value: numbers.Real) -> float:
         return math.inf
 
 
-def check_count(name: str, value: object, *, least: int = 0) -> None:
-    """Refuse what isn't an int of at least `least`."""
+def check_count(name: str, value: object, *, least: int = 0) -> int:
+    """Return an int; refuse what isn't one of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         raise InvalidTypeError(f"Expected {name} to be an int, got {type(value).__name__} {value!r}.")
     if int(value) < least:
         raise InvalidInputError(f"Expected {name} ≥ {least}, got {value}.")
+    return int(value)

@@ -20,6 +20,7 @@ class Status(Enum):
     REACHED_WALL_TIME = "max_wall_time", True, "The run used up max_wall_time."
     REACHED_LOSS_GOAL = "loss_goal", True, "The training loss reached loss_goal."
     REACHED_ACCURACY_GOAL = "acc_goal", True, "The training accuracy reached acc_goal."
+    EVENT = "event", True, "An event occurred that ends the run."
     STOPPED_BY_CALLBACK = "callback", True, "The callback asked to stop."
     INTERRUPTED = (
         "interrupted",

@@ -84,9 +84,7 @@ def make_ends(
     if loss_goal is not None:
         check_number("loss_goal", loss_goal)
     if acc_goal is not None:
-        check_number("acc_goal", acc_goal, above=0)
-        if acc_goal > 1:
-            raise InvalidInputError(f"Expected acc_goal as a fraction, at most 1, got {acc_goal}.")
+        check_number("acc_goal", acc_goal, above=0, most=1)
         if not loss.classifies:
             raise InvalidInputError("acc_goal needs a loss whose targets are classes.")
     if callback is not None and not callable(callback):

@@ -7,7 +7,7 @@ import os
 import signal
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -71,7 +71,7 @@ def integrate(
     checkpoint_every: float = 60.0,
     progress: bool | None = None,
     callback: Callable[[StepReport], Any] | None = None,
-    on_failure: str = "return",
+    on_failure: Literal["return", "raise"] = "return",
     flow_options: Mapping[str, Any] | None = None,
     method_options: Mapping[str, Any] | None = None,
     **options: Any,

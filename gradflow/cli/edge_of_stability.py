@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from gradflow.cli.options import flag
+from gradflow.cli.options import DEFAULT_METHOD, flag
 from gradflow.driver import steps
 from gradflow.integrators import METHODS
 
@@ -27,34 +27,15 @@ COUNTED = {"eig_freq": "eigs_every", "iterate_freq": "projections_every"}
 #: Defaults of theirs that differ from ours.
 DEFAULTS = {"batch_size": 1000, "abridged_size": 5000}
 
-_HELP = {
-    "opt": "gd, polyak or nesterov.",
-    "beta": "Momentum of polyak and nesterov.",
-    "neigs": "Number of eigenvalues.",
-    "eig_freq": "Steps (ticks of a flow) between eigenvalues.",
-    "nproj": "Number of random projections.",
-    "iterate_freq": "Steps (ticks of a flow) between projections.",
-    "tick": "Time between records of a flow.",
-    "max_time": "Time to integrate a flow to.",
-    "max_step_size": "Largest step of rk4.",
-    "physical_batch_size": "Samples processed at once.",
-}
-_TYPES: Mapping[str, Any] = {
-    "opt": str,
-    "beta": float,
-    "tick": float,
-    "max_time": float,
-    "max_step_size": float,
-}
+_TIMES = {"beta", "tick", "max_time", "max_step_size"}
 
 
 def flags() -> Iterator[click.Option]:
-    """Make the options."""
-    for name, said in _HELP.items():
-        text = f"[gd.py, flow.py] {said} As {flag((SAME | COUNTED)[name])}."
-        yield click.Option([flag(name)], type=_TYPES.get(name, int), help=text)
-    refused: dict[str, Any] = {"hidden": True, "expose_value": False, "callback": _not_needed}
-    yield click.Option(["--save-freq"], type=int, help="Isn't needed.", **refused)
+    """Make the options. docs/from-edge-of-stability.md describes them; the help doesn't list them."""
+    for name in (*SAME, *COUNTED):
+        kind = str if name == "opt" else float if name in _TIMES else int
+        yield click.Option([flag(name)], type=kind, hidden=True)
+    yield click.Option(["--save-freq"], type=int, hidden=True, expose_value=False, callback=_not_needed)
 
 
 def _not_needed(ctx: click.Context, param: click.Parameter, value: int | None) -> None:
@@ -87,7 +68,7 @@ def translate(chosen: Mapping[str, Any]) -> dict[str, Any]:
     ours = {name: value for name, value in chosen.items() if name not in (*SAME, *COUNTED)}
     for name, value in theirs.items():
         target = (SAME | COUNTED)[name]
-        if ours[target] not in {None, 0}:
+        if ours.get(target) not in {None, 0}:
             raise click.UsageError(f"{flag(name)} and {flag(target)} say the same; give one.")
         if name in SAME:
             ours[target] = value
@@ -102,7 +83,7 @@ def translate(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _cadence(name: str, n: int, ours: Mapping[str, Any]) -> Any:
-    method = METHODS.get(ours["method"])
+    method = METHODS.get(ours["method"] or DEFAULT_METHOD)
     if method is None or method.discrete:
         return steps(n)
     tick = ours["save_every"]

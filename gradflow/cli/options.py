@@ -1,209 +1,32 @@
-"""Command-line options made from the signatures and docstrings of what they set."""
+"""Flags made from the signature of integrate() and from the options of methods and flows."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import re
-import types
 import typing
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 import click
-import numpy as np
+from click.shell_completion import CompletionItem
 
 from gradflow.api import integrate
-from gradflow.driver import steps
-from gradflow.errors import GradflowError
+from gradflow.cli.values import CADENCE, first_sentence, members, parameter_docs, type_of, without_markup
+from gradflow.errors import suggest
+from gradflow.flows import FLOWS
 from gradflow.integrators import METHODS
 
-#: Arguments of integrate() that are Python objects, or that a command line says in another way.
-NOT_OPTIONS = {
-    "loss", "params", "test", "observe", "callback", "method", "flow_options", "method_options", "options", "resume",
-}  # fmt: skip
-_CADENCES = {f"{what}_every" for what in ("save", "eigs", "density", "projections", "params", "test")}
-
-
-class Cadence(click.ParamType[Any]):
-    """A cadence: ``0.5`` is time, ``10steps`` is steps, ``10steps@0.01`` steps of that size, ``1,2,5`` times."""
-
-    name = "time|Nsteps|t1,t2,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read a cadence."""
-        if not isinstance(value, str):
-            return value
-        try:
-            if match := re.fullmatch(r"(\d+)\s*steps?(?:@(.+))?", value):
-                return steps(int(match[1]), None if match[2] is None else float(match[2]))
-            return read_times(value) if "," in value or ":" in value else float(value)
-        except GradflowError as error:
-            self.fail(str(error), param, ctx)
-        except ValueError:
-            self.fail(
-                f"expected a time such as 0.5, steps such as 10steps or 10steps@0.01 (of that size), or times such as "
-                f"1,2,5 or log:0.1:100:31 (31 of them), got {value!r}",
-                param,
-                ctx,
-            )
-
-
-class Times(click.ParamType[list[float]]):
-    """Times separated by commas."""
-
-    name = "t1,t2,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
-        """Read times."""
-        if not isinstance(value, str):
-            return list(value)
-        try:
-            return read_times(value)
-        except ValueError:
-            self.fail(
-                f"expected times such as 1,2,5 or log:0.1:100:31 (31 of them), got {value!r}", param, ctx
-            )
-
-
-def read_times(text: str) -> list[float]:
-    """Read times separated by commas, or ``log:FIRST:LAST:N`` for N times spaced evenly in their logarithm.
-
-    Examples
-    --------
-    >>> read_times("log:0.1:10:3")
-    [0.1, 1.0, 10.0]
-    """
-    if not text.startswith("log:"):
-        return [float(part) for part in text.split(",")]
-    first, last, n = text.removeprefix("log:").split(":")
-    if not 0 < float(first) < float(last) < math.inf or int(n) < 2:
-        raise ValueError(text)
-    times: list[float] = np.geomspace(float(first), float(last), int(n)).tolist()
-    return times
-
-
-class Numbers(click.ParamType[Any]):
-    """A number, or several separated by commas: ``0.9,0.99``."""
-
-    name = "x|x1,x2,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Read them."""
-        if not isinstance(value, str):
-            return value
-        try:
-            numbers = tuple(None if part.strip() == "none" else float(part) for part in value.split(","))
-            return numbers if len(numbers) > 1 else numbers[0]
-        except ValueError:
-            self.fail(f"expected a number, or several separated by commas, got {value!r}", param, ctx)
-
-
-class Settings(click.ParamType[dict[str, Any]]):
-    """Options of a library's solver: ``safety=0.8,first_step=0.01``."""
-
-    name = "name=value,…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
-        """Read names with numbers."""
-        if not isinstance(value, str):
-            return dict(value)
-        try:
-            pairs = [part.split("=") for part in value.split(",")]
-            return {
-                name.strip(): int(x) if x.strip().lstrip("-").isdigit() else float(x) for name, x in pairs
-            }
-        except ValueError:
-            self.fail(f"expected name=number, separated by commas, got {value!r}", param, ctx)
-
-
-def parameter_docs(doc: str | None) -> dict[str, str]:
-    r"""Read the Parameters section of a numpydoc docstring: first sentence by name.
-
-    Examples
-    --------
-    >>> parameter_docs("Summary.\n\nParameters\n----------\na : int\n    First. More.\n")
-    {'a': 'First.'}
-    """
-    section = re.search(
-        r"Parameters\n-+\n(.*?)(?:\n\S[^\n]*\n-+\n|\Z)", inspect.cleandoc(doc or ""), re.DOTALL
-    )
-    found: dict[str, str] = {}
-    for entry in re.split(r"\n(?=\S)", section[1] if section else ""):
-        head, _, body = entry.partition("\n")
-        text = " ".join(body.split())
-        sentence = re.match(r".*?[.](?=\s|$)", text)
-        default = re.search(r"Default: [^.]*(?:\.\d[^.]*)*\.", text)
-        said = sentence[0] if sentence else text
-        if default and default[0] not in said:
-            said += " " + default[0]
-        said = said.replace("gradflow.steps(n)", "Nsteps (10steps, say)")
-        for name in head.partition(" : ")[0].replace("*", "").split(", "):
-            found[name] = said.replace("``", "").replace("`", "")
-    return found
-
-
-#: Options of methods whose flag has another name.
+#: Arguments of integrate() that are Python objects, or that the command line says in another way.
+NOT_FLAGS = {"loss", "params", "test", "callback", "observe", "events", "resume", "options"}
+NOT_FLAGS |= {"method", "method_options", "flow", "flow_options"}
+#: Options of methods whose flag has another name: --batch-size is how many samples are processed at once.
 RENAMED = {"batch_size": "minibatch_size"}
 
-
-def integrate_options() -> Iterator[click.Option]:
-    """Make the options that set the arguments of integrate()."""
-    docs = parameter_docs(integrate.__doc__)
-    hints = typing.get_type_hints(integrate)
-    for name, parameter in inspect.signature(integrate).parameters.items():
-        if name in NOT_OPTIONS:
-            continue
-        yield _option(name, hints[name], parameter.default, docs[name])
-
-
-def method_options() -> Iterator[click.Option]:
-    """Make the options that set the options of the methods, each once.
-
-    The size of mini-batches is ``--minibatch-size``: how many samples are processed at once is ``--batch-size``.
-    """
-    taken: dict[str, tuple[list[Any], str, dict[str, str]]] = {}
-    for cls in METHODS.values():
-        docs, hints = _documented(cls), typing.get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            types, _, defaults = taken.setdefault(field.name, ([], docs[field.name], {}))
-            types += _members(hints[field.name])
-            who, default = cls.family or cls.name, _shown_default(field)
-            defaults[who] = default if defaults.get(who, default) == default else ""
-    for name, (types, doc, defaults) in taken.items():
-        if len(set(defaults.values())) == 1 and len(defaults) > 1:
-            shown = ", ".join(defaults) + next(iter(defaults.values()))
-        else:
-            shown = ", ".join(method + default for method, default in defaults.items())
-        yield _option(RENAMED.get(name, name), typing.Union[tuple(types)], None, f"[{shown}] {doc}")  # noqa: UP007
-
-
-def _documented(cls: type) -> dict[str, str]:
-    """Read what a class and its bases say of its parameters; the class has the last word."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        docs |= parameter_docs(base.__doc__)
-    return docs
-
-
-def _shown_default(field: dataclasses.Field[Any]) -> str:
-    if field.default is dataclasses.MISSING or field.default is None:
-        return ""
-    return (
-        f", default {field.default:g}" if isinstance(field.default, float) else f", default {field.default}"
-    )
-
-
-def options(make: Callable[[], Iterator[click.Option]]) -> Callable[[click.Command], click.Command]:
-    """Decorate a command with options that are made elsewhere."""
-
-    def decorate(command: click.Command) -> click.Command:
-        command.params.extend(make())
-        return command
-
-    return decorate
+DEFAULT_METHOD = "auto"
 
 
 def flag(name: str) -> str:
@@ -211,37 +34,227 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _option(name: str, hint: Any, default: Any, doc: str) -> click.Option:
-    kinds = [k for k in _members(hint) if k is not type(None)]
-    common: dict[str, Any] = {"help": doc, "default": default, "show_default": default is not None}
-    if bool in kinds:
-        return click.Option([f"{flag(name)}/{flag('no_' + name)}"], **common)
-    return click.Option([flag(name)], type=_type(name, kinds), **common)
-
-
-def _type(name: str, kinds: list[Any]) -> Any:
-    if name in _CADENCES:
-        return Cadence()
-    if name in {"save_at", "density_at"}:
-        return Times()
-    if name == "options":
-        return Settings()
-    if name == "out":
-        return click.Path(path_type=Path)
-    if name == "on_failure":
-        return click.Choice(["return", "raise"])
-    if any(typing.get_origin(kind) is tuple for kind in kinds):
-        return Numbers()
-    if choices := [
-        value for kind in kinds if typing.get_origin(kind) is Literal for value in typing.get_args(kind)
-    ]:
-        return click.Choice(choices)
-    return next(kind for kind in (float, int, str) if kind in kinds)
-
-
-def _members(hint: Any) -> tuple[Any, ...]:
-    return (
-        typing.get_args(hint)
-        if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-        else (hint,)
+@cache
+def integrate_flags() -> tuple[click.Option, ...]:
+    """Make the flags that set the arguments of integrate()."""
+    docs, hints = parameter_docs(integrate), typing.get_type_hints(integrate)
+    return tuple(
+        _flag(name, hints[name], first_sentence(docs[name]), parameter.default)
+        for name, parameter in inspect.signature(integrate).parameters.items()
+        if name not in NOT_FLAGS
     )
+
+
+@cache
+def method_flags(method: str | None) -> tuple[click.Option, ...]:
+    """Make the flags that set the options of one method, or of the default; none for one that isn't known."""
+    method = method or DEFAULT_METHOD
+    fields = options_of(METHODS[method]) if method in METHODS else []
+    taken = {option.name for option in integrate_flags()}
+    return tuple(
+        _flag(RENAMED.get(option.name, option.name), option.hint, option.said)
+        for option in fields
+        if option.name not in taken
+    )
+
+
+def _flag(name: str, hint: Any, doc: str, default: Any = None) -> click.Option:
+    keywords = inspect.signature(integrate).parameters
+    said = re.sub(r"`(\w+)`", lambda m: flag(m[1]) if m[1] in keywords else m[1], doc)
+    common: dict[str, Any] = {"default": default, "show_default": default is not None}
+    kind = type_of(hint)
+    if kind is CADENCE:  # the help says elsewhere how cadences are written
+        said = re.sub(r":.*?\. ", ". ", said)
+    common["help"] = without_markup(said)
+    if kind is click.BOOL:
+        return click.Option([f"{flag(name)}/{flag('no_' + name)}"], **common)
+    metavar = None if isinstance(kind, click.Choice) else kind.name.upper()
+    return click.Option([flag(name)], type=kind, metavar=metavar, **common)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptionOf:
+    """An option of a method or of a flow.
+
+    Attributes
+    ----------
+    name : str
+    hint : type
+    default : str
+        As it is shown: ``default 1.0``, ``required``, or nothing for None.
+    doc : str
+        What its class says of it.
+    """
+
+    name: str
+    hint: Any
+    default: str
+    doc: str
+
+    @property
+    def said(self) -> str:
+        """What the help of its flag says."""
+        return f"{first_sentence(self.doc)}{f' [{self.default}]' if self.default else ''}"
+
+    def read(self, text: str) -> Any:
+        """Read a value: ``none`` is None where that is allowed."""
+        if text == "none" and type(None) in members(self.hint):
+            return None
+        return type_of(self.hint).convert(text, None, None)
+
+
+def options_of(cls: type) -> list[OptionOf]:
+    """Return the options of a method's or flow's class, a dataclass, with what it and its bases say of them."""
+    docs, hints = parameter_docs(cls), typing.get_type_hints(cls)
+    found = []
+    for field in sorted(dataclasses.fields(cls), key=lambda field: field.kw_only):  # a method's own first
+        default = field.default
+        if default is dataclasses.MISSING:
+            shown = "required" if field.default_factory is dataclasses.MISSING else ""
+        else:
+            shown = "" if default is None else f"default {default}"
+        # An optimiser's own signature needn't say types.
+        hint = (
+            type(default) if hints[field.name] is Any and shown.startswith("default") else hints[field.name]
+        )
+        found.append(OptionOf(field.name, hint, shown, docs.get(field.name, "")))
+    return found
+
+
+def flows() -> Mapping[str, type]:
+    """Return the flows by name."""
+    return FLOWS
+
+
+def methods() -> Mapping[str, type]:
+    """Return the methods by name."""
+    return METHODS
+
+
+def complete_name(registry: Callable[[], Mapping[str, type]]) -> Callable[..., list[CompletionItem]]:
+    """Return what completes the names of methods or flows in the shell."""
+
+    def complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return [CompletionItem(name) for name in registry() if name.startswith(incomplete)]
+
+    return complete
+
+
+def chosen_method(args: Sequence[str]) -> str | None:
+    """Return the method that a command line asks for, before it is parsed; None if it asks for none."""
+    found = None
+    for arg, following in pairwise((*args, "")):
+        name, given, value = arg.partition("=")
+        if name in {"--method", "--opt"}:
+            found = value if given else following
+    return found
+
+
+def check_method(method: str | None) -> str:
+    """Return the method to take; refuse one that isn't known."""
+    if method is None:
+        return DEFAULT_METHOD
+    if method not in METHODS:
+        raise click.UsageError(f"No method {method!r}; {suggest(method, METHODS)}")
+    return method
+
+
+def read_assignments(
+    flag_name: str, given: Iterable[str], known: Iterable[OptionOf], of: str
+) -> dict[str, Any]:
+    """Read what ``-o name=value`` said, each value by the type of its option.
+
+    Parameters
+    ----------
+    flag_name : str
+        -o or -f.
+    given : iterable of str
+    known : iterable of OptionOf
+        The options of the method or flow.
+    of : str
+        What has the options, for messages: ``Method 'rk4'``.
+
+    Raises
+    ------
+    click.UsageError
+        If one isn't ``name=value``, isn't known, is given twice, or has a value that can't be read.
+    """
+    options = {option.name: option for option in known}
+    found: dict[str, Any] = {}
+    for text in given:
+        name, is_assigned, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not is_assigned:
+            raise click.UsageError(f"Expected {flag_name} as name=value, got {text!r}.")
+        if name not in options:
+            raise click.UsageError(f"{of} has no option {name!r}; {suggest(name, options)}")
+        if name in found:
+            raise click.UsageError(f"{flag_name} {name} was given twice.")
+        try:
+            found[name] = options[name].read(value)
+        except click.BadParameter as error:
+            raise click.UsageError(f"{flag_name} {name}: {error.message}") from error
+    return found
+
+
+def complete_assignment(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the names of -o and -f, from the options of the method or flow given so far."""
+    registry, chosen = flows(), str(ctx.params.get("flow"))
+    if param.name == "method_options":
+        registry, chosen = methods(), chosen_method(ctx.meta.get(ARGS, ())) or DEFAULT_METHOD
+    known = options_of(registry[chosen]) if chosen in registry else []
+    return [
+        CompletionItem(f"{option.name}=", help=first_sentence(option.doc))
+        for option in known
+        if option.name.startswith(incomplete)
+    ]
+
+
+#: Where a command with the flags of a method keeps what was typed.
+ARGS = "gradflow.cli.args"
+
+
+class RunCommand(click.Command):
+    """A command that has the flags of the method that it is given, beside its own."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Return its own, and those of the method."""
+        return [*super().get_params(ctx), *method_flags(chosen_method(ctx.meta.get(ARGS, ())))]
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse; a flag that the method hasn't is refused as integrate() refuses an option that it hasn't."""
+        ctx.meta[ARGS] = tuple(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if not error.option_name.startswith("--"):
+                raise
+            method = check_method(chosen_method(ctx.meta[ARGS]))
+            name = error.option_name[2:].replace("-", "_").removeprefix("no_")
+            valid = (str(option.name) for option in method_flags(method))
+            own = (str(param.name) for param in self.params if not getattr(param, "hidden", False))
+            text = f"Method {method!r} has no option {name!r}; {suggest(name, valid, own)}"
+            raise click.UsageError(text, ctx) from None
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help: its own flags, and those of a method that was asked for."""
+        sections: dict[str, Sequence[click.Parameter]] = {"Options": super().get_params(ctx)}
+        if (method := chosen_method(ctx.meta.get(ARGS, ()))) is not None:
+            sections[f"Options of {method}"] = method_flags(method)
+        for title, params in sections.items():
+            options = (param for param in params if isinstance(param, click.Option))
+            records = [record for option in options if (record := option.get_help_record(ctx)) is not None]
+            with formatter.section(title):
+                formatter.write_dl(records or [("none", "")])
+
+
+def as_flags(text: str, ctx: click.Context) -> str:
+    """Put flags for keywords in a message of the library: "pass lr=…" becomes "pass --lr"."""
+    flags = {option.name: option.opts[0] for option in (*integrate_flags(), *ctx.command.get_params(ctx))}
+    text = re.sub(r"\b([a-z]\w*)=(True|…)", lambda m: flags.get(m[1], m[0]), text)
+    return re.sub(r"(?<![-\w])[a-z]+(?:_[a-z]+)+\b", lambda m: flags.get(m[0], m[0]), text)
+
+
+def failure(error: Exception) -> click.ClickException:
+    """Make an error of the library one of the command line."""
+    return click.ClickException(as_flags(str(error), click.get_current_context()))

@@ -130,8 +130,8 @@ class Point:
 
     @cached_property
     def is_finite(self) -> bool:
-        """Whether loss and velocity are."""
-        return math.isfinite(self.loss) and all_finite(self.velocity)
+        """Whether velocity and loss are; in this order, as a velocity that takes products evaluates the loss too."""
+        return all_finite(self.velocity) and math.isfinite(self.loss)
 
     # ------------------------------------------------------------------ what methods keep here
 

@@ -167,6 +167,6 @@ def check_needs(integrator: Integrator, flow: Flow) -> None:
         would = "rkc, rk4, dopri5" if gives == "velocity" else "scipy:Radau, rkc, rk4, dopri5"
         remedy = "give it a method jacobian" if gives == "velocity" else "say symmetric = True if it is"
         raise InvalidInputError(
-            f"{integrator.name} needs the {needs} of a flow, and {flow.name!r} has {has}. Use {would}, or, in a "
-            f"subclass of gradflow.Flow, {remedy}."
+            f"{integrator.name} needs a flow with a {needs.replace('j', 'J')}, and {flow.name!r} has {has}. Use "
+            f"{would}; or, in a subclass of gradflow.Flow, {remedy}."
         )

@@ -100,9 +100,7 @@ def lr_find(
     check_number("divergence", divergence, above=1, finite=False)
     parts = as_batches(loss, batches, batch_size, n_batches, seed)
     β = (0.9 if parts else 0.0) if smoothing is None else smoothing
-    check_number("smoothing", β, least=0)
-    if not β < 1:
-        raise InvalidInputError(f"Expected smoothing < 1, got {β}.")
+    check_number("smoothing", β, least=0, below=1)
     integrator = make_optimizer(method, method_options, lr_min, loss)
 
     raw, smoothed, slopes = (np.full(n, np.nan) for _ in range(3))

@@ -5,7 +5,7 @@ from gradflow.observe.density import Density
 from gradflow.observe.eigenvalues import EffectiveEigenvalues, Eigenvalues
 from gradflow.observe.flow import FlowObserver
 from gradflow.observe.function import FunctionObserver
-from gradflow.observe.observers import Observers
+from gradflow.observe.group import Observers
 from gradflow.observe.parameters import Parameters
 from gradflow.observe.point import ObservedPoint
 from gradflow.observe.projections import Projections, RandomProjection

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, InvalidTypeError
 
 #: Products of the Hessian with one vector, both cut like the parameters.
@@ -135,8 +136,8 @@ class ESGD(torch.optim.Optimizer):
         if accumulator not in ACCUMULATORS:
             raise InvalidInputError(f"Expected accumulator to be 'ema' or 'max', got {accumulator!r}.")
         self.accumulator = accumulator
-        self.update_d_every = _count("update_d_every", update_d_every)
-        self.d_warmup = _count("d_warmup", d_warmup)
+        self.update_d_every = check_count("update_d_every", update_d_every, least=1)
+        self.d_warmup = check_count("d_warmup", d_warmup, least=1)
         self.generator = _make_generator(seed, generator)
         self.n = self.u = 0
         options = {
@@ -447,39 +448,17 @@ def _checked(options: Mapping[str, Any], accumulator: str) -> dict[str, Any]:
         raise InvalidInputError(
             f"Expected no v with accumulator='max', whose momentum is Nesterov's (v = β₁), got {v}. Leave it out."
         )
-    β1 = _number("β₁ of betas", betas[0], below=1)
-    β2 = (
-        _number("β₂ of betas", betas[1], below=1)
-        if accumulator == "ema"
-        else _number("β₂ of betas", betas[1], most=1)
-    )
+    β1 = check_number("β₁ of betas", betas[0], least=0, below=1)
+    below, most = (1.0, math.inf) if accumulator == "ema" else (math.inf, 1.0)
+    β2 = check_number("β₂ of betas", betas[1], least=0, below=below, most=most)
     return {
-        "lr": _number("lr", options["lr"]),
+        "lr": check_number("lr", options["lr"], least=0),
         "betas": (β1, β2),
-        "v": None if v is None else _number("v", v, most=1),
-        "lr_warmup": _number("lr_warmup", options["lr_warmup"], below=1),
-        "eps": _number("eps", options["eps"]),
-        "weight_decay": _number("weight_decay", options["weight_decay"]),
+        "v": None if v is None else check_number("v", v, least=0, most=1),
+        "lr_warmup": check_number("lr_warmup", options["lr_warmup"], least=0, below=1),
+        "eps": check_number("eps", options["eps"], least=0),
+        "weight_decay": check_number("weight_decay", options["weight_decay"], least=0),
     }
-
-
-def _number(name: str, value: object, *, below: float = math.inf, most: float | None = None) -> float:
-    """Refuse what isn't a number from 0 on, less than `below` or at most `most`."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise InvalidTypeError(f"Expected {name} to be a number, got {type(value).__name__} {value!r}.")
-    number = float(value)
-    if not (0 <= number < below if most is None else 0 <= number <= most):
-        interval = f"[0, {below:g})" if most is None else f"[0, {most:g}]"
-        raise InvalidInputError(f"Expected {name} in {interval}, got {value}.")
-    return number
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise InvalidTypeError(f"Expected {name} to be an int, got {type(value).__name__} {value!r}.")
-    if int(value) < 1:
-        raise InvalidInputError(f"Expected {name} ≥ 1, got {value}.")
-    return int(value)
 
 
 def _make_generator(seed: object, generator: object) -> torch.Generator | None:

@@ -337,7 +337,7 @@ WRONG = {
     "an accuracy above one": (
         lambda tmp: run(tmp / "x.nc", loss=problem(), params=None, acc_goal=99),
         ValueError,
-        "at most 1",
+        "Expected acc_goal ≤ 1, got 99.",
     ),
     "no such failure mode": (lambda tmp: run(tmp / "x.nc", on_failure="ignore"), ValueError, "on_failure"),
     "steps of nothing": (lambda tmp: run(tmp / "x.nc", save_every=steps(0)), ValueError, "≥ 1"),
@@ -430,7 +430,10 @@ COMMANDS = {
     "no data set": (["run"], "Missing argument"),
     "no end": ([*RUN, "--method", "gd", "--lr", 0.1], "give --t-max"),
     "no lr": ([*RUN, "--method", "gd", "--max-steps", 1], "needs lr: pass --lr"),
-    "a slip in a flag": ([*RUN, "--method", "gd", "--lrr", 0.1], "No such option"),
+    "a slip in a flag": (
+        [*RUN, "--method", "gd", "--lrr", 0.1],
+        "Method 'gd' has no option 'lrr'; did you mean 'lr'? Valid: lr.",
+    ),
     "text for a number": ([*RUN, "--method", "gd", "--lr", "fast"], "not a valid float"),
     "no cadence": ([*RUN, "--method", "gd", "--lr", 0.1, "--save-every", "often"], "expected a time such as"),
     "a directory for a file": (

@@ -15,7 +15,7 @@ from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
 from gradflow.driver.status import Status
 from gradflow.flows.field import Flow, all_finite
-from gradflow.observe.observers import Observers
+from gradflow.observe.group import Observers
 
 IDS = [m.name for m in METHODS]
 

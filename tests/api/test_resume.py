@@ -389,7 +389,7 @@ def test_checkpoints_run_no_code(tmp_path, capsys):
 
     # torch's protocol: of others it warns, before it looks at what they hold
     for payload in (pickle.dumps(Evil(), protocol=2), pickle.dumps({"run": Evil()}, protocol=2)):
-        head = b"gradflow checkpoint 1\n" + hashlib.sha256(payload).digest()
+        head = b"gradflow checkpoint 2\n" + hashlib.sha256(payload).digest()
         (tmp_path / "c.pt").write_bytes(head + payload)
         with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
             read_checkpoint(tmp_path / "c.pt")
@@ -486,7 +486,9 @@ def test_a_class_that_is_not_known_is_named_and_nothing_is_lost(dead):
         assert files(path) == before
 
 
-@pytest.mark.parametrize("where", ["gradflow.api.integration.from_plain", "gradflow.api.integration.Schedule"])
+@pytest.mark.parametrize(
+    "where", ["gradflow.api.integration.from_plain", "gradflow.api.integration.Schedule"]
+)
 def test_an_error_before_the_first_step_frees_the_lock(where, dead, monkeypatch):
     path, train, theta, kwargs = dead
     before = files(path)

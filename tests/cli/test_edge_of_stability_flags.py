@@ -191,7 +191,8 @@ def test_options_without_values_name_the_run_too(tmp_path):
         ([*GD, "--max-steps", 2, "--save-model"], "give --out or --out-dir"),
         ([*GD, "--max-steps", 2, "--out", "x.nc", "--out-dir", "d"], "--out and --out-dir were given"),
         ([*GD, "--max-steps", 2, "--out", "x.pt", "--save-model"], "would write over the record"),
-        (["run", "digits", "fc-tanh", "mse", "--lr", 0.1], "Missing option '--method'"),
+        (["run", "digits", "fc-tanh", "mse", "--lr", 0.1], "Method 'auto' has no option 'lr'"),
+        ([*GD, "--max-steps", 2, "--beta", 0.5], "Method 'gd' has no option 'momentum'"),
         (
             [*GD, "--max-steps", 2, "--abridged-size", 5],
             "--abridged-size has nothing to measure: give --n-eigs",

@@ -235,7 +235,7 @@ def test_checkpoints_hold_the_state_of_the_run(tmp_path):
     for checkpoint in found.values():
         state = checkpoint["run"]["stepper"]
         row = int(np.flatnonzero(ds.step.values == state["n_steps"])[0])
-        assert np.array_equal(state["theta"], ds.theta[row])
+        assert np.array_equal(state["z"], ds.theta[row])
         assert sum(state["clock"]) == float(ds.time[row])
         assert state["flow"]["cost"] == (int(ds.n_gradients[row]), int(ds.n_hvps[row]))
         if row:

@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradflow.checks import check_number
-from gradflow.errors import InvalidInputError
 from gradflow.integrators.base import Integrator
 from gradflow.integrators.optimizers.adapter import Memory, TorchOptimizer
 from gradflow.integrators.step_size import FixedStep
@@ -98,9 +97,7 @@ class Polyak(_SGD):
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
-        check_number("momentum", self.momentum, least=0)
-        if not self.momentum < 1:
-            raise InvalidInputError(f"Expected momentum < 1, got {self.momentum}.")
+        check_number("momentum", self.momentum, least=0, below=1)
         super().__post_init__()
 
     @property

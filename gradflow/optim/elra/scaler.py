@@ -65,9 +65,7 @@ class ElraGradScaler:
     ) -> None:
         check_number("init_scale", init_scale, above=0)
         check_number("growth_factor", growth_factor, above=1)
-        check_number("backoff_factor", backoff_factor, above=0)
-        if not backoff_factor < 1:
-            raise InvalidInputError(f"Expected backoff_factor < 1, got {backoff_factor}.")
+        check_number("backoff_factor", backoff_factor, above=0, below=1)
         check_count("growth_interval", growth_interval, least=1)
         check_number("loss_limit", loss_limit, finite=False)
         self.growth_factor, self.backoff_factor = float(growth_factor), float(backoff_factor)

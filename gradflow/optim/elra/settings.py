@@ -59,9 +59,7 @@ class Settings:
         check_number("lr", self.lr, above=0)
         check_count("batch_size", self.batch_size, least=1)
         check_count("classes", self.classes)
-        check_number("momentum", self.momentum, least=0)
-        if not self.momentum < 1:
-            raise InvalidInputError(f"Expected momentum < 1, got {self.momentum}.")
+        check_number("momentum", self.momentum, least=0, below=1)
         self.weight_decay = reading_of_decay(self.weight_decay)
         check_number("warmup", self.warmup, least=0)
         if self.noise_free is not None and not isinstance(self.noise_free, bool):

@@ -1,0 +1,63 @@
+"""Modules that have a new place: importing one says where it is now."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+#: Former name: what to import instead.
+MOVED = {
+    "gradflow.analysis.axes": "gradflow.plot.axes",
+    "gradflow.analysis.landscape_plot": "gradflow.plot",
+    "gradflow.analysis.plot": "gradflow.plot",
+    "gradflow.api.by_hand": "gradflow.api",
+    "gradflow.api.run": "gradflow.api",
+    "gradflow.driver.status": "gradflow.status",
+    "gradflow.integrators.capped": "gradflow.integrators.foreign.capped",
+    "gradflow.integrators.error_control": "gradflow.integrators.controlled (ErrorControlled) or gradflow.integrators.step_size "
+    "(ErrorControl)",
+    "gradflow.integrators.flow": "gradflow.flows",
+    "gradflow.integrators.krylov": "gradflow.integrators.phi.spaces",
+    "gradflow.integrators.reference_scipy": "gradflow.integrators.foreign.scipy_solvers",
+    "gradflow.integrators.reference_torchdiffeq": "gradflow.integrators.foreign.torchdiffeq_solvers",
+    "gradflow.integrators.step_rules": "gradflow.integrators.step_size",
+    "gradflow.integrators.torch_methods": "gradflow.integrators.optimizers.registry",
+    "gradflow.integrators.torch_optimizer": "gradflow.integrators.optimizers.adapter",
+    "gradflow.integrators.unseen": "gradflow.integrators.phi.unseen",
+    "gradflow.observe.observers": "gradflow.observe",
+    "gradflow.optim.elra_boost": "gradflow.optim.elra",
+    "gradflow.optim.elra_control": "gradflow.optim.elra",
+    "gradflow.optim.elra_descent": "gradflow.optim.elra",
+    "gradflow.optim.elra_flat": "gradflow.optim.elra",
+    "gradflow.optim.elra_period": "gradflow.optim.elra",
+    "gradflow.optim.elra_scaler": "gradflow.optim.elra",
+    "gradflow.optim.elra_settings": "gradflow.optim.elra",
+    "gradflow.record.run_record": "gradflow.record",
+}
+
+
+class Signpost:
+    """An importer, the last to be asked, that knows the former names of modules."""
+
+    @staticmethod
+    def find_spec(
+        name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Refuse a former name.
+
+        Raises
+        ------
+        ModuleNotFoundError
+            The message has the new name.
+        """
+        if name in MOVED:
+            raise ModuleNotFoundError(f"{name} has moved: import from {MOVED[name]}.", name=name)
+        return None
+
+
+def put_up() -> None:
+    """Answer imports of former names from now on."""
+    if not any(isinstance(each, type) and each.__name__ == Signpost.__name__ for each in sys.meta_path):
+        sys.meta_path.append(Signpost)  # type: ignore[arg-type]
