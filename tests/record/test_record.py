@@ -237,9 +237,10 @@ def test_checkpoints_hold_the_state_of_the_run(tmp_path):
         row = int(np.flatnonzero(ds.step.values == state["n_steps"])[0])
         assert np.array_equal(state["z"], ds.theta[row])
         assert sum(state["clock"]) == float(ds.time[row])
-        assert state["flow"]["cost"] == (int(ds.n_gradients[row]), int(ds.n_hvps[row]))
+        cost = {"n_gradients": int(ds.n_gradients[row]), "n_hvps": int(ds.n_hvps[row]), "n_third": 0}
+        assert state["field"]["cost"] == cost
         if row:
-            assert state["flow"]["spectrum"]["trails"]["top"]["bases"][-1].shape[0] == 300
+            assert state["field"]["spectrum"]["trails"]["top"]["bases"][-1].shape[0] == 300
     ds.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.nc"]
 
