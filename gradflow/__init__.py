@@ -23,6 +23,7 @@ from gradflow.integrators import (
     Polyak,
 )
 from gradflow.loss import HalfSquaredError, LossFunction, penalty
+from gradflow.observe import Observer
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
 from gradflow.variable import Variable
@@ -50,6 +51,7 @@ __all__ = [
     "SpectrumService",
     "Eigenpairs",
     "Flow",
+    "Observer",
     "Variable",
     "Integrator",
     "Euler",

@@ -14,37 +14,28 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from gradflow.api.arguments import (
-    SMALL,
-    Every,
-    abridged,
-    as_grid,
-    check_measurements,
-    initial_theta,
-    make_cadences,
-    make_dynamics,
-    make_ends,
-)
+from gradflow.api.arguments import initial_theta, make_dynamics, make_ends
 from gradflow.api.assembly import (
     Recorder,
     end_attributes,
-    make_observers,
-    make_record,
+    make_layout,
     run_attributes,
     static_variables,
     to_numpy,
 )
+from gradflow.api.measurements import Every, as_grid, make_schedule, save_cadences, standard_observers
 from gradflow.api.resume import check_first_loss, data_attributes, identity_of, open_ended, where_to_record
 from gradflow.checks import check_number
-from gradflow.driver import Outcome, Schedule, Status, Stepper, StepReport, run
+from gradflow.driver import Outcome, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
 from gradflow.flows import Field
 from gradflow.flows.registry import FlowLike
+from gradflow.integrators import Integrator
 from gradflow.integrators.registry import MethodLike
 from gradflow.loss import Loss, LossFunction, as_loss
-from gradflow.observe import Observers, RandomProjection
+from gradflow.observe import Observed, Observers, name_observers, read_observers
 from gradflow.plain import from_plain
-from gradflow.record import Record, check_attributes, provenance
+from gradflow.record import FileRecord, MemoryRecord, Record, check_attributes, provenance
 
 
 def integrate(
@@ -68,6 +59,7 @@ def integrate(
     params_every: Every | None = None,
     test: LossFunction | None = None,
     test_every: Every | None = None,
+    observe: Observed | None = None,
     loss_goal: float | None = None,
     acc_goal: float | None = None,
     max_steps: int | None = None,
@@ -133,6 +125,9 @@ def integrate(
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional
         Their cadence. Default: every record.
+    observe : sequence of Observer, or mapping of str to callable, optional
+        What else to record: instances of :class:`gradflow.Observer`, or functions of the point by the name of the
+        number or array that they return, as in ``{"weight_norm": lambda point: point.theta.norm()}``.
     loss_goal : float, optional
         Stop when the training loss is at or below it.
     acc_goal : float, optional
@@ -199,65 +194,33 @@ def integrate(
     made, integrator = make_dynamics(
         flow, method, flow_options, method_options, options, loss, inspect.signature(integrate).parameters
     )
-    check_measurements(theta, n_eigs, eigs_tol, n_projections, projection_seed, test)
-    if loss.kinks and not integrator.discrete:
-        warnings.warn(
-            f"The net has kinks ({', '.join(loss.kinks)}). The flow isn't smooth there: errors don't fall with the "
-            "tolerance as the method's order says, and the Hessian doesn't see the kinks. Where that matters, use "
-            "tanh, softplus or ELU, and average pooling.",
-            KinkWarning,
-            stacklevel=2,
-        )
+    _warn_of_kinks(loss, integrator)
     grid = as_grid(density_at)
-    cadences = make_cadences(
-        integrator,
-        t_max=t_max,
-        max_steps=max_steps,
-        save_every=save_every,
-        save_at=save_at,
-        eigs_every=eigs_every,
-        density_every=density_every,
-        projections_every=projections_every,
-        params_every=params_every,
-        test_every=test_every,
-        with_density=grid is not None,
-        with_eigs=n_eigs > 0,
-        with_projections=n_projections > 0,
-        with_params=params_every is not None or theta.numel() <= SMALL,
-        with_test=test is not None,
-    )
-    spectrum_of = abridged(loss, abridged_size, wanted=n_eigs > 0 or grid is not None)
+    saves = save_cadences(integrator, t_max, max_steps, save_every, save_at)
+    fields, ours = standard_observers(
+        Field(loss, made), theta, integrator, saves, t_max, n_eigs, eigs_every, eigs_tol, grid, density_every,
+        abridged_size, n_projections, projections_every, projection_seed, params_every, test, test_every,
+    )  # fmt: skip
+    named = name_observers(ours, theirs := read_observers(observe))
+    schedule, observers = make_schedule(named, saves, t_max), Observers(fields, named, theta.numel())
     ends = make_ends(loss, t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
     if on_failure not in ("return", "raise"):
         raise InvalidInputError(f'Expected on_failure as "return" or "raise", got {on_failure!r}.')
-    auto = resume == "auto"
     out, there = where_to_record(out, resume, overwrite=overwrite)
 
-    config = {
-        "flow": made.name,
-        "flow_options": made.settings(),
-        "method": integrator.name,
-        "options": integrator.settings(),
-        "loss": loss.describe(),
-        "t_max": t_max,
-        "max_steps": max_steps,
-        "max_wall_time": max_wall_time,
-        "loss_goal": loss_goal,
-        "acc_goal": acc_goal,
-        "cadences": cadences,
-        "n_eigs": n_eigs,
-        "eigs_tol": eigs_tol,
-        "density_at": None if grid is None else grid.tolist(),
-        "abridged_size": abridged_size,
-        "n_projections": n_projections,
-        "projection_seed": projection_seed,
-        "n_threads": torch.get_num_threads(),
-    }
-    projection = RandomProjection(n_projections, theta.numel(), projection_seed) if n_projections else None
+    config = dict(
+        flow=made.name, flow_options=made.settings(), method=integrator.name, options=integrator.settings(),
+        loss=loss.describe(), t_max=t_max, max_steps=max_steps, max_wall_time=max_wall_time,
+        loss_goal=loss_goal, acc_goal=acc_goal, cadences=schedule.cadences, n_eigs=n_eigs, eigs_tol=eigs_tol,
+        density_at=None if grid is None else grid.tolist(), abridged_size=abridged_size,
+        n_projections=n_projections, projection_seed=projection_seed, n_threads=torch.get_num_threads(),
+    )  # fmt: skip
+    if theirs:
+        config["observe"] = {name: o.settings() for name, o in named.items() if o in theirs}
     identity = identity_of(config, loss, test, theta)
-    own = run_attributes(made, integrator, theta, projection) | data_attributes(identity)
+    own = run_attributes(made, integrator, theta, n_projections, projection_seed) | data_attributes(identity)
     attrs = check_attributes(provenance(config) | own)
     if there == "ended" and out is not None:
         dataset = open_ended(out, identity, loss, theta.device)
@@ -266,29 +229,43 @@ def integrate(
         return dataset
 
     stepper = Stepper(integrator, Field(loss, made, keep_graph=integrator.keep_graph), theta)
-    groups = {*cadences} | ({"effective"} if n_eigs and integrator.preconditions else set())
-    observers = make_observers(loss, made, spectrum_of, test, groups, n_eigs, eigs_tol, grid, projection)
-    record = make_record(
-        out, theta, groups, n_eigs, grid, n_projections, attrs, identity, overwrite, there == "unfinished", auto,
-        sync_every, checkpoint_every,
+    layout, static = make_layout(observers, theta), static_variables(observers, theta)
+    record = MemoryRecord(layout, attrs) if out is None else FileRecord(
+        out, layout, attrs, static, identity, overwrite=overwrite, resume=there == "unfinished",
+        anew=resume == "auto", sync_every=sync_every, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     try:
-        start = None
-        if record.checkpoint is not None:
-            check_first_loss(record.first_loss(), stepper.point.loss, theta.dtype)
-            start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
-            observers.load_state_dict(seen)
-            record.rewind()
-        outcome = run(
-            stepper, Schedule(cadences), Recorder(observers, record), ends, progress=progress, start=start
-        )
-        dataset = _ended(outcome, stepper, observers, record, static_variables(theta, grid))
+        start = _take_up(record, observers, stepper)
+        outcome = run(stepper, schedule, Recorder(observers, record), ends, progress=progress, start=start)
+        dataset = _ended(outcome, stepper, observers, record, static)
     except BaseException as error:
         record.abandon(error)
         raise
     _pass_on(outcome, dataset)
     _report_failure(dataset, stepper.t, stepper.n_steps, stepper.point.loss, out, on_failure)
     return dataset
+
+
+def _warn_of_kinks(loss: LossFunction, integrator: Integrator) -> None:
+    if loss.kinks and not integrator.discrete:
+        warnings.warn(
+            f"The net has kinks ({', '.join(loss.kinks)}). The flow isn't smooth there: errors don't fall with the "
+            "tolerance as the method's order says, and the Hessian doesn't see the kinks. Where that matters, use "
+            "tanh, softplus or ELU, and average pooling.",
+            KinkWarning,
+            stacklevel=3,
+        )
+
+
+def _take_up(record: Record, observers: Observers, stepper: Stepper) -> Mapping[str, Any] | None:
+    """Return the state of the run that a record goes on with, if it does; its observers go on from theirs."""
+    if record.checkpoint is None:
+        return None
+    check_first_loss(record.first_loss(), stepper.point.loss, stepper.point.theta.dtype)
+    start, seen = (from_plain(record.checkpoint[part]) for part in ("run", "observers"))
+    observers.load_state_dict(seen)
+    record.rewind()
+    return start
 
 
 def _ended(

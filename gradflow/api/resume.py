@@ -113,7 +113,10 @@ def _check_same(
 ) -> None:
     if "gradflow_config" not in run.attrs or "params_initial" not in run or "params" not in run:
         raise ResumeError(f"{path} isn't the file of a run. Choose another name.")
-    before = _identity_in(run)
+    before, identity = (
+        _identity_in(run),
+        {"observe": "{}"} | dict(identity),
+    )  # which is left out if there is none
     unknown = [name for name in identity if name not in before]
     different = differences(before, {name: identity[name] for name in identity if name in before})
     different = different or _other_loss(run, loss, device)
@@ -134,7 +137,7 @@ def _check_same(
 def _identity_in(run: xr.Dataset) -> dict[str, str]:
     """Read what a file says of what :func:`identity_of` compares; what it doesn't say is left out."""
     config = json.loads(run.attrs["gradflow_config"])
-    config = {"flow": "gradient", "flow_options": {}} | config  # older versions had no other
+    config = {"flow": "gradient", "flow_options": {}, "observe": {}} | config  # older versions had no other
     found = {name: to_json(value) for name, value in config.items() if name not in _MAY_DIFFER}
     found |= {name: str(run.attrs[key]) for name, key in _DATA.items() if key in run.attrs}
     return found | {"θ₀": _start(run.params_initial.values)}

@@ -9,6 +9,7 @@ from gradflow.driver.schedule import (
     Schedule,
     at_times,
     cadence,
+    cadences,
     steps,
 )
 from gradflow.driver.stepper import Stepper, StepReport
@@ -30,6 +31,7 @@ __all__ = [
     "Stepper",
     "at_times",
     "cadence",
+    "cadences",
     "run",
     "steps",
 ]

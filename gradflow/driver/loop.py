@@ -6,7 +6,7 @@ import contextlib
 import math
 import signal
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -68,7 +68,7 @@ class Moment:
 class Recorder(Protocol):
     """Where the driver's records go: to memory, to a file, or to the caller."""
 
-    def measure(self, moment: Moment, due: Iterable[str]) -> dict[str, Any]:
+    def measure(self, moment: Moment, due: Collection[str]) -> dict[str, Any]:
         """Measure the groups of quantities that are due."""
 
     def append(self, record: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import math
 import numbers
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
@@ -119,6 +119,15 @@ def cadence(name: str, value: object, t_max: float | None = None) -> Cadence:
     return EveryTime(float(value))
 
 
+def cadences(name: str, value: object, t_max: float | None = None) -> list[Cadence]:
+    """Read a cadence that may be left out, or be one of cadences that were read before."""
+    if value is None:
+        return []
+    if isinstance(value, Sequence) and value and all(hasattr(each, "due_at_step") for each in value):
+        return list(value)
+    return [cadence(name, value, t_max)]
+
+
 def at_times(name: str, values: Iterable[float], t_max: float | None) -> AtTimes:
     """Read times given one by one."""
     given: object = values
@@ -150,17 +159,25 @@ class Schedule:
     ----------
     cadences : mapping of str to sequence of Cadence
         By group. The records are the union.
+    always : collection of str
+        Groups that are due at each record.
+
+    Attributes
+    ----------
+    groups : frozenset of str
+        All of them.
     """
 
-    def __init__(self, cadences: Mapping[str, Sequence[Cadence]]) -> None:
-        self._cadences = {group: tuple(each) for group, each in cadences.items()}
-        self.groups = frozenset(cadences)
+    def __init__(
+        self, cadences: Mapping[str, Sequence[Cadence]], always: Collection[str] = frozenset()
+    ) -> None:
+        self.cadences = {group: tuple(each) for group, each in cadences.items()}
+        self._always = frozenset(always)
+        self.groups = frozenset(cadences) | self._always
 
     def next_time(self, t: float, tol: float) -> float:
         """Return the first time that is named later than t + tol."""
-        return min(
-            (c.next_after(t + tol) for each in self._cadences.values() for c in each), default=math.inf
-        )
+        return min((c.next_after(t + tol) for each in self.cadences.values() for c in each), default=math.inf)
 
     def due(
         self, t0: float, t1: float, step: int, tol: float, *, at_end: bool
@@ -183,7 +200,7 @@ class Schedule:
             In order of time.
         """
         found: dict[float, set[str]] = {}
-        for group, each in self._cadences.items():
+        for group, each in self.cadences.items():
             for c in each:
                 if c.due_at_step(step):
                     found.setdefault(t1, set()).add(group)
@@ -193,4 +210,4 @@ class Schedule:
                     if at_end:
                         break
                     t = c.next_after(max(t, t0 + tol))
-        return [(t, frozenset(groups)) for t, groups in sorted(found.items())]
+        return [(t, self._always.union(groups)) for t, groups in sorted(found.items())]

@@ -62,6 +62,11 @@ class Point:
         """The linearization if it has been computed."""
         return self.__dict__.get("linearization")
 
+    @property
+    def evaluation(self) -> Evaluation:
+        """Loss, gradient and accuracy at θ."""
+        return self._evaluated()
+
     def _evaluated(self) -> Evaluation:
         if self._known is None:
             if self._keep_graph or self.known_linearization is not None:

@@ -1,27 +1,33 @@
-"""What is measured at a record, in torch."""
+"""What is measured at a record, in torch: one observer a file."""
 
-from gradflow.observe.observers import (
-    Density,
-    EffectiveSpectrum,
-    Observer,
-    Observers,
-    Parameters,
-    Projections,
-    Scalars,
-    Spectrum,
-    Test,
-)
-from gradflow.observe.projections import RandomProjection
+from gradflow.observe.base import Observer
+from gradflow.observe.density import Density
+from gradflow.observe.eigenvalues import EffectiveEigenvalues, Eigenvalues
+from gradflow.observe.flow import FlowObserver
+from gradflow.observe.function import FunctionObserver
+from gradflow.observe.group import Observers
+from gradflow.observe.parameters import Parameters
+from gradflow.observe.point import ObservedPoint
+from gradflow.observe.projections import Projections, RandomProjection
+from gradflow.observe.reading import Observed, name_observers, read_observers
+from gradflow.observe.scalars import Scalars
+from gradflow.observe.test_set import TestSet
 
 __all__ = [
     "Density",
-    "EffectiveSpectrum",
+    "EffectiveEigenvalues",
+    "Eigenvalues",
+    "FlowObserver",
+    "FunctionObserver",
+    "Observed",
+    "ObservedPoint",
     "Observer",
     "Observers",
     "Parameters",
     "Projections",
     "RandomProjection",
     "Scalars",
-    "Spectrum",
-    "Test",
+    "TestSet",
+    "name_observers",
+    "read_observers",
 ]

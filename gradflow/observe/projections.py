@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
 import numpy as np
 import torch
 from torch import Tensor
+
+from gradflow.observe.base import Observer
+from gradflow.observe.point import ObservedPoint
+from gradflow.variable import Variable
 
 #: Columns of R that come from one counter-based stream.
 BLOCK = 4096
@@ -60,3 +68,19 @@ class RandomProjection:
                     self._kept[b] = block
             total += block.to(torch.float64) @ part.to(torch.float64)
         return (total / self.n_projections**0.5).cpu()
+
+
+@dataclass(eq=False)
+class Projections(Observer):
+    """Random projections of θ."""
+
+    projection: RandomProjection
+
+    name = "projections"
+    variables: ClassVar[Mapping[str, Variable]] = {
+        "projection": Variable(("proj",), "random projection of the parameters")
+    }
+
+    def measure(self, point: ObservedPoint) -> dict[str, Any]:
+        """Measure at the point."""
+        return {"projection": self.projection(point.theta)}

@@ -7,15 +7,14 @@ from gradflow.record.memory_record import MemoryRecord
 from gradflow.record.output import check_output, what_is_at
 from gradflow.record.provenance import check_attributes, provenance, to_json
 from gradflow.record.reading import open_run
-from gradflow.record.schema import VARIABLES, Layout, Variable
+from gradflow.record.schema import STATIC, Layout
 
 __all__ = [
-    "VARIABLES",
     "FileRecord",
     "Layout",
     "MemoryRecord",
     "Record",
-    "Variable",
+    "STATIC",
     "check_attributes",
     "check_output",
     "differences",

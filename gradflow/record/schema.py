@@ -1,93 +1,29 @@
-"""The file: one table of variables, and datasets made of records by it."""
+"""The file: the order of its variables, and datasets made of records."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import xarray as xr
 
+from gradflow.variable import Variable
 
-@dataclass(frozen=True)
-class Variable:
-    """A variable of the file.
-
-    Attributes
-    ----------
-    name : str
-    dims : tuple of str
-    units, long_name : str
-    dtype : str or None
-        None: that of θ.
-    optional : bool
-        Present only when it was asked for; else present always, NaN where it doesn't apply.
-    """
-
-    name: str
-    dims: tuple[str, ...]
-    units: str
-    long_name: str
-    dtype: str | None = "float64"
-    optional: bool = False
-
-
-_T = ("time",)
-
-#: Every variable that a run's file can hold.
-VARIABLES: tuple[Variable, ...] = (
-    Variable("time", _T, "1", "flow time"),
-    Variable("step", _T, "1", "accepted steps so far", "int64"),
-    Variable("train_loss", _T, "1", "training loss"),
-    Variable("test_loss", _T, "1", "test loss"),
-    Variable("train_accuracy", _T, "1", "fraction of the training set classified right"),
-    Variable("test_accuracy", _T, "1", "fraction of the test set classified right"),
-    Variable("gradient_norm", _T, "1", "2-norm of the gradient of the training loss"),
-    Variable("step_size", _T, "1", "size of the last step in time"),
-    Variable("sharpness_used", _T, "1", "largest Hessian eigenvalue that the last step was sized with"),
-    Variable("n_gradients", _T, "1", "cumulative gradient evaluations of the method", "int64"),
-    Variable("n_hvps", _T, "1", "cumulative Hessian-vector products of the method", "int64"),
-    Variable("wall_time", _T, "s", "wall-clock time since the start, recording included"),
-    Variable("eigenvalue", ("time", "eig"), "1", "largest Hessian eigenvalues, descending", optional=True),
-    Variable(
-        "eigenvalue_residual",
-        ("time", "eig"),
-        "1",
-        "residual norm of the eigenpair relative to the largest absolute eigenvalue",
-        optional=True,
-    ),
-    Variable(
-        "effective_eigenvalue",
-        ("time", "eig"),
-        "1",
-        "largest eigenvalues of the preconditioned Hessian, descending",
-        optional=True,
-    ),
-    Variable(
-        "effective_eigenvalue_residual",
-        ("time", "eig"),
-        "1",
-        "residual norm of that eigenpair relative to the largest absolute eigenvalue",
-        optional=True,
-    ),
-    Variable("x", ("x",), "1", "Hessian eigenvalue at which the spectral density is given", optional=True),
-    Variable("spectral_density", ("time", "x"), "1", "density of the Hessian eigenvalues", optional=True),
-    Variable(
-        "spectral_density_error",
-        ("time", "x"),
-        "1",
-        "standard error of the density over its random vectors",
-        optional=True,
-    ),
-    Variable("projection", ("time", "proj"), "1", "random projection of the parameters", optional=True),
-    Variable("theta", ("time", "param"), "1", "flat parameters", None, optional=True),
-    Variable("params", ("param",), "1", "flat parameters at the end", None, optional=True),
-    Variable("params_initial", ("param",), "1", "flat parameters at the start", None, optional=True),
-)
-
-_COORDINATES = ("time", "step", "x")
-_BY_NAME = {variable.name: variable for variable in VARIABLES}
+_TIME = "time"
+#: Variables that index records.
+_INDEX = (_TIME, "step")
+#: The variables that every file has, in their order; others follow.
+_FIRST = (
+    *_INDEX, "train_loss", "test_loss", "train_accuracy", "test_accuracy", "gradient_norm", "step_size",
+    "sharpness_used", "n_gradients", "n_hvps", "n_third", "wall_time",
+)  # fmt: skip
+#: Variables without time that every file has: of the run's ends.
+STATIC: Mapping[str, Variable] = {
+    "params": Variable(("param",), "flat parameters at the end", dtype=None),
+    "params_initial": Variable(("param",), "flat parameters at the start", dtype=None),
+}
 
 
 @dataclass(frozen=True)
@@ -96,20 +32,19 @@ class Layout:
 
     Attributes
     ----------
+    variables : mapping of str to Variable
+        What each record may hold.
     sizes : mapping of str to int
-        Of the dimensions eig, x, proj and param.
-    optional : frozenset of str
-        Which optional variables it has.
+        Of their dimensions. Both may be completed until the first dataset is made.
     theta_dtype : str
+    coordinates : mapping of str to Variable
+        Those beside time and step, each along the dimension of its name.
     """
 
+    variables: Mapping[str, Variable]
     sizes: Mapping[str, int]
-    optional: frozenset[str]
     theta_dtype: str
-
-    def variables(self) -> list[Variable]:
-        """Return the variables of this file."""
-        return [v for v in VARIABLES if not v.optional or v.name in self.optional]
+    coordinates: Mapping[str, Variable] = field(default_factory=dict)
 
     def dataset(
         self,
@@ -130,22 +65,34 @@ class Layout:
         """
         data: dict[str, Any] = {}
         coords: dict[str, Any] = {}
-        for v in self.variables():
-            if v.dims[:1] != _T and v.name not in static:
-                continue
-            values = self._stack(v, records) if v.dims[:1] == _T else np.asarray(static[v.name])
-            target = coords if v.name in _COORDINATES else data
-            target[v.name] = (v.dims, values, {"units": v.units, "long_name": v.long_name})
+        for name in sorted(self.variables, key=_place):
+            v = self.variables[name]
+            target = coords if name in _INDEX else data
+            target[name] = _array((_TIME, *v.dims), self._stack(name, v, records), v)
+        for name, v in self.coordinates.items():
+            if name in static:
+                coords[name] = _array(v.dims, np.asarray(static[name]), v)
+        for name, v in STATIC.items():
+            if name in static:
+                data[name] = _array(v.dims, np.asarray(static[name]), v)
         return xr.Dataset(data, coords, dict(attrs))
 
-    def _stack(self, v: Variable, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    def _stack(self, name: str, v: Variable, records: Sequence[Mapping[str, Any]]) -> np.ndarray:
         dtype = np.dtype(v.dtype or self.theta_dtype)
-        shape = (len(records), *(self.sizes[dim] for dim in v.dims[1:]))
+        shape = (len(records), *(self.sizes[dim] for dim in v.dims))
         values = np.full(shape, np.nan if dtype.kind == "f" else 0, dtype)
         for row, record in enumerate(records):
-            if v.name in record:
-                values[row] = record[v.name]
+            if name in record:
+                values[row] = record[name]
         return values
+
+
+def _place(name: str) -> int:
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+
+
+def _array(dims: tuple[str, ...], values: np.ndarray, v: Variable) -> tuple[Any, ...]:
+    return dims, values, {"units": v.units, "long_name": v.long_name}
 
 
 def encoding(dataset: xr.Dataset, n_records: int) -> dict[str, dict[str, Any]]:
@@ -159,9 +106,9 @@ def encoding(dataset: xr.Dataset, n_records: int) -> dict[str, dict[str, Any]]:
     """
     result: dict[str, dict[str, Any]] = {}
     for name, array in dataset.variables.items():
-        in_time = array.dims[:1] == _T
+        in_time = array.dims[:1] == (_TIME,)
         # Only a quantity that may not have been due can be missing.
-        missing = in_time and array.dtype.kind == "f" and name != "time"
+        missing = in_time and array.dtype.kind == "f" and name != _TIME
         result[str(name)] = {"_FillValue": np.nan if missing else None}
         if in_time:
             row = max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64)))

@@ -16,7 +16,7 @@ from gradflow import LossFunction, problems, steps
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
 from gradflow.flows.field import Flow, all_finite
-from gradflow.observe.observers import Observers
+from gradflow.observe.group import Observers
 
 IDS = [m.name for m in METHODS]
 
@@ -246,7 +246,7 @@ def test_the_cost_of_observing_is_that_of_its_flows_each_once():
         flow.spectrum.top(1, ONES)
     each = one.spectrum.n_hvps
     assert each > 0
-    both, alone = Observers(one, other, []), Observers(one, one, [])
+    both, alone = Observers([one, other], {}, 3), Observers([one], {}, 3)
     assert (alone.n_gradients, alone.n_hvps) == (3, each)
     assert (both.n_gradients, both.n_hvps) == (8, 2 * each)
 

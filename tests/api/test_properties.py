@@ -53,8 +53,10 @@ def rows(dtype):
 @given(st.data())
 def test_a_file_gives_back_what_was_recorded(dtype, data):
     records, attrs = data.draw(rows(dtype)), data.draw(attributes)
+    kinds = {"time": {}, "step": {"dtype": "int64"}, "train_loss": {}, "gradient_norm": {}}
+    kinds |= {"eigenvalue": {"dims": ("eig",)}, "theta": {"dims": ("param",), "dtype": None}}
     layout = Layout(
-        {"eig": 2, "param": 3, "proj": 0, "x": 0}, frozenset({"eigenvalue", "theta", "params"}), dtype
+        {name: gradflow.Variable(**kind) for name, kind in kinds.items()}, {"eig": 2, "param": 3}, dtype
     )
     static = {"params": np.array([1.0, math.nan, math.inf], dtype)}
     memory = MemoryRecord(layout, attrs)

@@ -16,7 +16,8 @@ from helpers.problems import bowl
 import gradflow
 from gradflow import open_run, problems, steps
 from gradflow.errors import InvalidTypeError, OutputExistsError, RunNotFoundError
-from gradflow.record import VARIABLES, check_attributes
+from gradflow.observe.reading import OURS
+from gradflow.record import check_attributes
 from gradflow.record.checkpoints import read_checkpoint
 from gradflow.record.provenance import to_json
 
@@ -37,8 +38,14 @@ def test_the_file_holds_every_variable_of_the_schema(tmp_path):
     full_run(path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.nc"]
     with xr.open_dataset(path) as ds:  # nothing but xarray
-        dims = {v.name: v.dims for v in VARIABLES if not v.name.startswith("effective")}
-        assert {str(name): array.dims for name, array in ds.variables.items()} == dims
+        with_dims = {"eigenvalue": "eig", "eigenvalue_residual": "eig", "projection": "proj", "theta": "param",
+                     "spectral_density": "x", "spectral_density_error": "x"}  # fmt: skip
+        dims = {name: ("time", with_dims[name]) if name in with_dims else ("time",) for name in OURS}
+        dims |= {"x": ("x",), "params": ("param",), "params_initial": ("param",)}
+        others = {"effective_eigenvalue", "effective_eigenvalue_residual", "n_third", "state"}
+        assert {str(name): array.dims for name, array in ds.variables.items()} == {
+            name: dims[name] for name in dims if name not in others
+        }
         assert dict(ds.sizes) == {"time": 5, "eig": 2, "x": 3, "proj": 3, "param": 64 * 200 + 200 + 2010}
         assert set(ds.coords) == {"time", "step", "x"}
         for name, array in ds.variables.items():
@@ -224,11 +231,12 @@ def test_checkpoints_hold_the_state_of_the_run(tmp_path):
     for checkpoint in found.values():
         state = checkpoint["run"]["stepper"]
         row = int(np.flatnonzero(ds.step.values == state["n_steps"])[0])
-        assert np.array_equal(state["theta"], ds.theta[row])
+        assert np.array_equal(state["z"], ds.theta[row])
         assert sum(state["clock"]) == float(ds.time[row])
-        assert state["flow"]["cost"] == (int(ds.n_gradients[row]), int(ds.n_hvps[row]))
+        cost = {"n_gradients": int(ds.n_gradients[row]), "n_hvps": int(ds.n_hvps[row]), "n_third": 0}
+        assert state["field"]["cost"] == cost
         if row:
-            assert state["flow"]["spectrum"]["trails"]["top"]["bases"][-1].shape[0] == 300
+            assert state["field"]["spectrum"]["trails"]["top"]["bases"][-1].shape[0] == 300
     ds.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.nc"]
 

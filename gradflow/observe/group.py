@@ -1,0 +1,174 @@
+"""All that is measured in a run. Measuring reads the run, and never writes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from gradflow.driver import Moment
+from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.flows import Field
+from gradflow.observe.base import Observer
+from gradflow.observe.point import ObservedPoint
+from gradflow.observe.run_state import RunState
+from gradflow.spectrum import SpectrumService
+from gradflow.variable import Variable
+
+
+class Observers:
+    """The observers of a run, with fields of their own for what the run doesn't know.
+
+    Parameters
+    ----------
+    fields : sequence of Field
+        The observers' own: their cost is what measuring takes, and is not the method's. The first is that of the run's
+        loss and flow, others are those of a part of the data.
+    observers : mapping of str to Observer
+        By the names under which they are due.
+    n_parameters : int
+
+    Attributes
+    ----------
+    variables : dict of str to Variable
+        All that is recorded, by name. Those of functions get their dimensions with the first record.
+    coordinates : dict of str to (Variable, array)
+        Those of all observers.
+    sizes : dict of str to int
+        Of the dimensions, as far as they are known: by the first record all are.
+    """
+
+    def __init__(self, fields: Sequence[Field], observers: Mapping[str, Observer], n_parameters: int) -> None:
+        self._fields = tuple(fields)
+        self._observers = dict(observers)
+        self._run_state = RunState(self._fields[0].flow.third_derivatives)
+        self._service = SpectrumService(self._fields[0].loss)  # of the points: ours keep their own bases
+        self.variables: dict[str, Variable] = {}
+        self.coordinates = {name: each for o in observers.values() for name, each in o.coordinates.items()}
+        self.sizes = {"param": n_parameters}
+        self.sizes |= {name: len(values) for name, (_, values) in self.coordinates.items()}
+        self._begun = False
+        self._declare()
+
+    @property
+    def n_gradients(self) -> int:
+        """Gradients that measuring has taken."""
+        return sum(field.cost.n_gradients for field in self._fields)
+
+    @property
+    def n_hvps(self) -> int:
+        """Hessian–vector products that measuring has taken."""
+        return sum(field.cost.n_hvps for field in self._fields)
+
+    @property
+    def n_third(self) -> int:
+        """Products with the Hessian's derivative that measuring has taken."""
+        return sum(field.cost.n_third for field in self._fields)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
+        return {
+            "fields": [field.state_dict() for field in self._fields],
+            "service": self._service.state_dict(),
+            "sizes": dict(self.sizes),
+            "each": {name: observer.state_dict() for name, observer in self._observers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`state_dict` gave."""
+        for field, saved in zip(self._fields, state["fields"], strict=True):
+            field.load_state_dict(saved)
+        self._service.load_state_dict(state["service"])
+        self.sizes.update(state["sizes"])
+        for name, observer in self._observers.items():
+            observer.load_state_dict(state["each"][name])
+        self._begun = True
+        self._declare()
+
+    def measure(self, moment: Moment, due: Collection[str]) -> dict[str, Any]:
+        """Measure what is due; time, step and cost always."""
+        point = ObservedPoint(self._fields[0], moment, self._service)
+        values = self._run_state.measure(point)
+        for name, observer in self._observers.items():
+            if name in due:
+                values |= self._values(name, observer, point)
+        if not self._begun:
+            self._check_sizes()
+            self._begun = True
+        return {name: value for name, value in values.items() if not _is_nan(value)}
+
+    def _values(self, name: str, observer: Observer, point: ObservedPoint) -> dict[str, Any]:
+        """Measure by one observer, and check what it gives."""
+        try:
+            given = observer.measure(point)
+        except Exception as error:
+            error.add_note(f"Raised by the observer {name!r} at t = {point.t:.6g}.")
+            raise
+        if not isinstance(given, Mapping):
+            raise InvalidTypeError(
+                f"Expected {name}.measure to return a mapping of variables to values, got {type(given).__name__}."
+            )
+        self._declare()
+        values = {}
+        for variable, value in given.items():
+            if variable not in observer.variables:
+                declared = ", ".join(observer.variables) or "none"
+                raise InvalidInputError(
+                    f"{name}.measure returned {variable!r}, which isn't among its variables: {declared}. Declare it "
+                    "there with a gradflow.Variable."
+                )
+            values[variable] = self._fitted(f"{name}: {variable!r}", value, observer.variables[variable].dims)
+        return values
+
+    def _fitted(self, what: str, value: Any, dims: tuple[str, ...]) -> float | np.ndarray:
+        """Return a value as a float or an array of the sizes of its dimensions, which the first one sets."""
+        array = _as_array(what, value)
+        if array.ndim != len(dims):
+            shape = f"dimensions {dims}" if dims else "no dimensions, a number"
+            raise InvalidInputError(f"Expected {what} with {shape}, got shape {array.shape}.")
+        for dim, size in zip(dims, array.shape, strict=True):
+            if self.sizes.setdefault(dim, size) != size:
+                raise InvalidInputError(
+                    f"Expected {what} of size {self.sizes[dim]} along {dim!r}, as that dimension has had so far, got "
+                    f"{size}. A dimension has one size in all variables and records; give another one another name."
+                )
+        return array if dims else array.item()
+
+    def _check_sizes(self) -> None:
+        """Refuse variables whose dimensions the first record doesn't give."""
+        for name, variable in self.variables.items():
+            unknown = [dim for dim in variable.dims if dim not in self.sizes]
+            if unknown:
+                raise InvalidInputError(
+                    f"The first record has no {name!r}, so that the size of its dimension {unknown[0]!r} isn't known. "
+                    "Return NaN of its shape where there is no value yet."
+                )
+
+    def _declare(self) -> None:
+        for observer in (self._run_state, *self._observers.values()):
+            self.variables.update(observer.variables)
+
+
+def _as_array(what: str, value: Any) -> np.ndarray:
+    """Copy a value to an array of numbers."""
+    if isinstance(value, Tensor):
+        value = value.detach().cpu()
+        value = value.double() if value.dtype.itemsize < 4 and value.is_floating_point() else value
+        value = value.resolve_conj().resolve_neg().numpy()
+    try:
+        array = np.array(value)
+    except ValueError:  # rows of several lengths
+        array = np.array(None)
+    if array.dtype.kind not in "biuf":
+        raise InvalidTypeError(
+            f"Expected {what} as a number, an array or a tensor of real numbers, got {type(value).__name__} "
+            f"{str(value)[:60]}."
+        )
+    return array
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)

@@ -1,0 +1,58 @@
+"""Where a run is, and what it has cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gradflow.observe.base import Observer
+from gradflow.observe.point import ObservedPoint
+from gradflow.variable import Variable
+
+
+@dataclass(eq=False)
+class RunState(Observer):
+    """Time, step and cost, with which every record begins.
+
+    Parameters
+    ----------
+    third : bool
+        The flow takes third derivatives, so that their number is recorded too.
+    """
+
+    third: bool = False
+
+    name = "run_state"
+    all_variables: ClassVar[Mapping[str, Variable]] = {
+        "time": Variable(long_name="flow time"),
+        "step": Variable(long_name="accepted steps so far", dtype="int64"),
+        "step_size": Variable(long_name="size of the last step in time"),
+        "sharpness_used": Variable(long_name="largest Hessian eigenvalue that the last step was sized with"),
+        "n_gradients": Variable(long_name="cumulative gradient evaluations of the method", dtype="int64"),
+        "n_hvps": Variable(long_name="cumulative Hessian-vector products of the method", dtype="int64"),
+        "n_third": Variable(
+            long_name="cumulative products of a vector with the Hessian's derivative of the method",
+            dtype="int64",
+        ),
+        "wall_time": Variable(long_name="wall-clock time since the start, recording included", units="s"),
+    }
+
+    def __post_init__(self) -> None:
+        wanted = self.all_variables.items()
+        self.variables = {name: v for name, v in wanted if self.third or name != "n_third"}  # type: ignore[misc]
+
+    def measure(self, point: ObservedPoint) -> dict[str, Any]:
+        """Read the moment."""
+        moment = point.moment
+        values = {
+            "time": moment.t,
+            "step": moment.step,
+            "step_size": moment.step_size,
+            "sharpness_used": moment.sharpness_used,
+            "n_gradients": moment.cost.n_gradients,
+            "n_hvps": moment.cost.n_hvps,
+            "n_third": moment.cost.n_third,
+            "wall_time": moment.wall_time,
+        }
+        return {name: values[name] for name in self.variables}
