@@ -253,8 +253,8 @@ def test_the_spectrum_of_a_sum_is_shifted_by_the_penalty():
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("auto", {"t_max": 0.1}),
-        ("rk4", {"t_max": 0.1}),
+        ("auto", {"t_max": 0.5, "save_every": 0.25}),
+        ("rk4", {"t_max": 0.5, "save_every": 0.25}),
         ("gd", {"lr": 0.05, "max_steps": 4}),
         ("sgd", {"lr": 0.05, "max_steps": 4, "batch_size": 3}),
         ("lbfgs", {"lr": 0.05, "max_steps": 2}),
@@ -323,6 +323,8 @@ def test_a_mini_batch_knows_its_net_and_samples():
     assert torch.equal(part.subset([1, 3])(theta), loss.subset([0, 1])(theta))
     assert part.check().passed
     up, down = (part.hvp((1 + h) * theta, theta) for h in (1e-5, -1e-5))
-    assert torch.allclose(part.linearize(theta).third(theta) @ theta, (up - down) / 2e-5, rtol=1e-6, atol=1e-8)
+    assert torch.allclose(
+        part.linearize(theta).third(theta) @ theta, (up - down) / 2e-5, rtol=1e-6, atol=1e-8
+    )
     part.label(batch=1)
     assert "batch" not in loss.describe()
