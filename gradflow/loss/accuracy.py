@@ -21,7 +21,8 @@ class Tally:
     def add(self, criterion: Callable[..., Any], output: Tensor, target: Tensor) -> None:
         """Count one chunk."""
         counts = count_correct(criterion, output.detach(), target)
-        self._counts = counts if self._counts is None else self._counts + counts
+        if counts is not None:
+            self._counts = counts if self._counts is None else self._counts + counts
 
     @property
     def accuracy(self) -> Tensor:
@@ -32,8 +33,8 @@ class Tally:
         return torch.where(counted > 0, right / counted, torch.nan)
 
 
-def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> Tensor:
-    """Count the samples classified right, and those that count: shape (2,), int64; zeros if targets aren't classes.
+def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> Tensor | None:
+    """Count the samples classified right, and those that count: shape (2,), int64; None if there can't be classes.
 
     Classes are integer targets against logits, one-hot rows, or 0/1 targets of one logit with
     ``BCEWithLogitsLoss``.
@@ -47,7 +48,7 @@ def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor)
             return _count(output.argmax(1) == target.argmax(1), is_one_hot)
     elif isinstance(criterion, nn.BCEWithLogitsLoss):
         return _count((output > 0) == (target > 0.5), _are_bits(target))
-    return torch.zeros(2, dtype=torch.int64, device=output.device)
+    return None
 
 
 def _count(right: Tensor, counted: Tensor) -> Tensor:
