@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from gradflow import flows, landscape, moved, optim, problems
 from gradflow.analysis import combine, compare, summary
 from gradflow.api import Solver, integrate, solver
-from gradflow.driver import StepReport, steps
+from gradflow.driver import Event, StepReport, steps
 from gradflow.errors import GradflowError, GradflowWarning, IntegrationError, IntegrationWarning
 from gradflow.flows import Flow
 from gradflow.integrators import (
@@ -51,6 +51,7 @@ __all__ = [
     "SpectrumService",
     "Eigenpairs",
     "Flow",
+    "Event",
     "Observer",
     "Variable",
     "Integrator",

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.driver import Ends, StepReport
+from gradflow.driver import Ends, Event, Goal, Status, StepReport, check_events
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
 from gradflow.flows import Flow, make_flow
 from gradflow.flows.registry import FlowLike, flow_class
 from gradflow.integrators import Integrator, check_needs, make_integrator
 from gradflow.integrators.registry import MethodLike, method_class
 from gradflow.loss import LossFunction
+from gradflow.observe import check_quantity
 from gradflow.options import option_names
 
 
@@ -67,13 +68,33 @@ def _mapping(name: str, given: Mapping[str, Any] | None) -> dict[str, Any]:
     return dict(given or {})
 
 
+def make_events(
+    loss: LossFunction, events: Sequence[Event], loss_goal: float | None, acc_goal: float | None
+) -> tuple[Event, ...]:
+    """Check the events that a user gave, and add those that end the run at a goal."""
+    found = check_events(events)
+    for event in found:
+        check_quantity(event.quantity, loss)
+    if loss_goal is not None:
+        check_number("loss_goal", loss_goal)
+        found += (_goal("loss", loss_goal, "falling", Status.REACHED_LOSS_GOAL),)
+    if acc_goal is not None:
+        check_number("acc_goal", acc_goal, above=0, most=1)
+        if not loss.classifies:
+            raise InvalidInputError("acc_goal needs a loss whose targets are classes.")
+        found += (_goal("accuracy", acc_goal, "rising", Status.REACHED_ACCURACY_GOAL),)
+    return found
+
+
+def _goal(quantity: str, value: float, direction: Literal["rising", "falling"], status: Status) -> Goal:
+    return Goal(quantity, value, direction=direction, terminal=True, ending=status)
+
+
 def make_ends(
-    loss: LossFunction,
     t_max: float | None,
     max_steps: int | None,
     max_wall_time: float | None,
-    loss_goal: float | None,
-    acc_goal: float | None,
+    events: Iterable[Event],
     callback: Callable[[StepReport], Any] | None,
 ) -> Ends:
     """Check when the run is to end."""
@@ -81,22 +102,12 @@ def make_ends(
         check_count("max_steps", max_steps, least=1)
     if max_wall_time is not None:
         check_number("max_wall_time", max_wall_time, above=0)
-    if loss_goal is not None:
-        check_number("loss_goal", loss_goal)
-    if acc_goal is not None:
-        check_number("acc_goal", acc_goal, above=0, most=1)
-        if not loss.classifies:
-            raise InvalidInputError("acc_goal needs a loss whose targets are classes.")
     if callback is not None and not callable(callback):
         raise InvalidTypeError(f"Expected callback as a callable, got {type(callback).__name__}.")
-    if (
-        t_max is None
-        and max_steps is None
-        and max_wall_time is None
-        and loss_goal is None
-        and acc_goal is None
-    ):
+    limits = (t_max, max_steps, max_wall_time)
+    if all(limit is None for limit in limits) and not any(event.terminal for event in events):
         raise InvalidInputError(
-            "The run has no end: give t_max, or max_steps, max_wall_time, loss_goal or acc_goal."
+            "The run has no end: give t_max, or max_steps, max_wall_time, loss_goal, acc_goal or an event that is "
+            "terminal."
         )
-    return Ends(t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
+    return Ends(t_max, max_steps, max_wall_time, callback)

@@ -36,6 +36,7 @@ class Recorder:
         self._observers = observers
         self._record = record
         self.measure = observers.measure
+        self.quantity = observers.quantity
         self.append = record.append
         self.amend = record.amend
         self.flush = record.flush

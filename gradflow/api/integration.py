@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from gradflow.api.arguments import initial_theta, make_dynamics, make_ends
+from gradflow.api.arguments import initial_theta, make_dynamics, make_ends, make_events
 from gradflow.api.assembly import (
     Recorder,
     end_attributes,
@@ -26,7 +26,7 @@ from gradflow.api.assembly import (
 from gradflow.api.measurements import Every, as_grid, make_schedule, save_cadences, standard_observers
 from gradflow.api.resume import check_first_loss, data_attributes, identity_of, open_ended, where_to_record
 from gradflow.checks import check_number
-from gradflow.driver import Outcome, Status, Stepper, StepReport, run
+from gradflow.driver import Event, Outcome, Status, Stepper, StepReport, run
 from gradflow.errors import IntegrationError, IntegrationWarning, InvalidInputError, KinkWarning
 from gradflow.flows import Field
 from gradflow.flows.registry import FlowLike
@@ -60,6 +60,7 @@ def integrate(
     test: LossFunction | None = None,
     test_every: Every | None = None,
     observe: Observed | None = None,
+    events: Sequence[Event] = (),
     loss_goal: float | None = None,
     acc_goal: float | None = None,
     max_steps: int | None = None,
@@ -128,10 +129,12 @@ def integrate(
     observe : sequence of Observer, or mapping of str to callable, optional
         What else to record: instances of :class:`gradflow.Observer`, or functions of the point by the name of the
         number or array that they return, as in ``{"weight_norm": lambda point: point.theta.norm()}``.
+    events : sequence of gradflow.Event, default ()
+        Where quantities cross values: located, recorded, and the end of the run where they are terminal.
     loss_goal : float, optional
-        Stop when the training loss is at or below it.
+        Stop when the training loss is at or below it: a flow to 1e-6 of a step.
     acc_goal : float, optional
-        Stop when the training accuracy at a record is at or above it.
+        Stop when the training accuracy is at or above it.
     max_steps : int, optional
         Stop after so many accepted steps.
     max_wall_time : float, optional
@@ -202,8 +205,13 @@ def integrate(
         abridged_size, n_projections, projections_every, projection_seed, params_every, test, test_every,
     )  # fmt: skip
     named = name_observers(ours, theirs := read_observers(observe))
-    schedule, observers = make_schedule(named, saves, t_max), Observers(fields, named, theta.numel())
-    ends = make_ends(loss, t_max, max_steps, max_wall_time, loss_goal, acc_goal, callback)
+    watched = make_events(loss, events, loss_goal, acc_goal)
+    happening = {event.variable: event.describe() for event in watched if event.variable}
+    schedule, observers = (
+        make_schedule(named, saves, t_max),
+        Observers(fields, named, theta.numel(), happening),
+    )
+    ends = make_ends(t_max, max_steps, max_wall_time, watched, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
     if on_failure not in ("return", "raise"):
@@ -219,6 +227,8 @@ def integrate(
     )  # fmt: skip
     if theirs:
         config["observe"] = {name: o.settings() for name, o in named.items() if o in theirs}
+    if happening:
+        config["events"] = [event.settings() for event in watched if event.variable]
     identity = identity_of(config, loss, test, theta)
     own = run_attributes(made, integrator, theta, n_projections, projection_seed) | data_attributes(identity)
     attrs = check_attributes(provenance(config) | own)
@@ -236,7 +246,9 @@ def integrate(
     )  # fmt: skip
     try:
         start = _take_up(record, observers, stepper)
-        outcome = run(stepper, schedule, Recorder(observers, record), ends, progress=progress, start=start)
+        outcome = run(
+            stepper, schedule, Recorder(observers, record), ends, watched, progress=progress, start=start
+        )
         dataset = _ended(outcome, stepper, observers, record, static)
     except BaseException as error:
         record.abandon(error)

@@ -1,5 +1,6 @@
 """The driver: the only time loop."""
 
+from gradflow.driver.events import Event, Goal, check_events
 from gradflow.driver.loop import Ends, Moment, Outcome, Recorder, run
 from gradflow.driver.schedule import (
     AtTimes,
@@ -19,6 +20,8 @@ __all__ = [
     "AtTimes",
     "Cadence",
     "Ends",
+    "Event",
+    "Goal",
     "EverySteps",
     "EveryTime",
     "Moment",
@@ -32,6 +35,7 @@ __all__ = [
     "at_times",
     "cadence",
     "cadences",
+    "check_events",
     "run",
     "steps",
 ]

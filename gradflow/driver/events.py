@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -78,11 +79,27 @@ class Event:
         if not isinstance(self.name, str) or not re.fullmatch(r"\w+", self.name):
             raise InvalidInputError(f"Expected an event's name of letters, digits and _, got {self.name!r}.")
 
+    @property
+    def variable(self) -> str:
+        """Name of the variable that is 1 where it happened."""
+        return f"event_{self.name}"
+
+    @property
+    def status(self) -> Status:
+        """How the run ends if it is terminal."""
+        return Status.EVENT
+
     def crosses(self, before: float, after: float) -> bool:
         """Whether the value crosses the threshold between two values of quantity − threshold."""
         rises = before < 0 <= after
         falls = before > 0 >= after
         return (rises and self.direction != "falling") or (falls and self.direction != "rising")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the options by name."""
+        quantity = self.quantity if isinstance(self.quantity, str) else _name_of(self.quantity)
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return options | {"quantity": quantity}
 
     def describe(self) -> str:
         """Return what happens, in words."""
@@ -94,7 +111,17 @@ class Event:
 class Goal(Event):
     """A terminal event that counts at the run's start as well, ends it with a status of its own, and isn't recorded."""
 
-    status: Status = field(default=Status.EVENT, kw_only=True)
+    ending: Status = field(default=Status.EVENT, kw_only=True)
+
+    @property
+    def variable(self) -> str:
+        """None: the run's status tells."""
+        return ""
+
+    @property
+    def status(self) -> Status:
+        """That of the goal."""
+        return self.ending
 
     def reached(self, value: float) -> bool:
         """Whether a value of quantity − threshold is at the goal or beyond."""

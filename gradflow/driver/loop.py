@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import signal
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from gradflow.autocast import without_autocast
+from gradflow.driver.events import Event, EventTracker, Occurrence
 from gradflow.driver.interrupts import Interrupts
 from gradflow.driver.progress import Progress
 from gradflow.driver.schedule import Schedule
@@ -71,6 +73,9 @@ class Recorder(Protocol):
     def measure(self, moment: Moment, due: Collection[str]) -> dict[str, Any]:
         """Measure the groups of quantities that are due."""
 
+    def quantity(self, quantity: str | Callable[[Any], Any], moment: Moment) -> float:
+        """Evaluate the quantity of an event."""
+
     def append(self, record: dict[str, Any]) -> None:
         """Keep a record."""
 
@@ -94,10 +99,6 @@ class Ends:
     max_steps : int or None
     max_wall_time : float or None
         Seconds.
-    loss_goal : float or None
-        Stop when the loss is at or below.
-    acc_goal : float or None
-        Stop when the training accuracy at a record is at or above.
     callback : callable or None
         Gets the :class:`StepReport` of every step; a true value stops.
     """
@@ -105,8 +106,6 @@ class Ends:
     t_max: float | None = None
     max_steps: int | None = None
     max_wall_time: float | None = None
-    loss_goal: float | None = None
-    acc_goal: float | None = None
     callback: Callable[[StepReport], Any] | None = None
 
     def reached(self, stepper: Stepper, elapsed: float) -> Status | None:
@@ -114,9 +113,6 @@ class Ends:
         t, n = stepper.t, stepper.n_steps
         if self.t_max is not None and t >= self.t_max * (1 - _AT_END):
             return Status.REACHED_T_MAX
-        looks = not stepper.integrator.stochastic  # whose goals are looked at with the records
-        if self.loss_goal is not None and looks and stepper.point.loss <= self.loss_goal:
-            return Status.REACHED_LOSS_GOAL
         if self.max_steps is not None and n >= self.max_steps:
             return Status.REACHED_MAX_STEPS
         if self.max_wall_time is not None and elapsed >= self.max_wall_time:
@@ -147,11 +143,16 @@ class Outcome:
 class _Run:
     """The state of the loop."""
 
-    def __init__(self, stepper: Stepper, schedule: Schedule, recorder: Recorder, ends: Ends) -> None:
+    def __init__(
+        self, stepper: Stepper, schedule: Schedule, recorder: Recorder, ends: Ends, events: Sequence[Event]
+    ) -> None:
         self.stepper = stepper
         self.schedule = schedule
         self.recorder = recorder
         self.ends = ends
+        self.events = EventTracker(events, recorder.quantity)
+        self.ending: Occurrence | None = None
+        self._moment: Moment | None = None
         self.started = time.perf_counter()
         self.report: StepReport | None = None
         self.last_recorded: tuple[float, frozenset[str]] = (-1.0, frozenset())
@@ -170,6 +171,7 @@ class _Run:
             "stepper": self.stepper.state_dict(),
             "report": last,
             "last_recorded": (t, sorted(due)),
+            "events": self.events.state_dict(),
             "elapsed": self.elapsed,
         }
 
@@ -181,10 +183,16 @@ class _Run:
             self.report = StepReport(**state["report"], theta=self.stepper.point.theta)
         t, due = state["last_recorded"]
         self.last_recorded = t, frozenset(due)
+        self.events.load_state_dict(state["events"])
         self.started = time.perf_counter() - state["elapsed"]
 
     def moment(self) -> Moment:
-        """Return the present state."""
+        """Return the present state: one object, as long as it is the present one."""
+        if self._moment is None or self._moment.z is not self.stepper.point.z:
+            self._moment = self._present()
+        return self._moment
+
+    def _present(self) -> Moment:
         stepper, report = self.stepper, self.report
         return Moment(
             t=stepper.t,
@@ -198,43 +206,25 @@ class _Run:
             preconditioner=stepper.preconditioner,
         )
 
-    def within_step(self, t: float, report: StepReport) -> Moment:
-        """Return the state at a time within the last step."""
-        result = self.stepper.result
-        assert result is not None
-        assert result.interpolant is not None
-        fraction = 1.0 - (report.t - t) / report.dt
+    def moment_at(self, t: float) -> Moment:
+        """Return the state at a time within the last step, or at its end."""
         now = self.moment()
-        return Moment(
-            t,
-            now.step,
-            result.interpolant(fraction),
-            None,
-            now.step_size,
-            now.sharpness_used,
-            now.cost,
-            now.wall_time,
+        if t == now.t:
+            return now
+        return dataclasses.replace(
+            now, t=t, z=self.stepper.within(t), point=None, preconditioner=lambda: None
         )
 
-    def record(self, moment: Moment, due: frozenset[str]) -> Status | None:
-        """Record what is due; all of it if that reaches a goal, which is given."""
+    def record(self, moment: Moment, due: frozenset[str], happened: Collection[Event] = ()) -> None:
+        """Record what is due, and what happened there."""
+        if self.stepper.integrator.stochastic and moment.t > self.last_recorded[0] >= 0:
+            found = self.events.look(self.last_recorded[0], moment.t, moment, None)
+            self.ending = next((each for each in found if each.event.terminal), None)
+            happened = [each.event for each in found]
+            due = self.schedule.groups if happened else due
         record = self.recorder.measure(moment, due)
-        reached = self._goal_at(record)
-        if reached is not None and moment.t == self.stepper.t:
-            record |= self.recorder.measure(moment, self.schedule.groups - due)
-        self.recorder.append(record)
+        self.recorder.append(record | {e.variable: 1 for e in happened if e.variable})
         self.last_recorded = moment.t, due
-        return reached
-
-    def _goal_at(self, record: dict[str, Any]) -> Status | None:
-        """Return the goal that a record reaches: of the accuracy, and of the loss where steps don't see it."""
-        accuracy, loss = self.ends.acc_goal, self.ends.loss_goal
-        if accuracy is not None and record.get("train_accuracy", -math.inf) >= accuracy:
-            return Status.REACHED_ACCURACY_GOAL
-        sees = not self.stepper.integrator.stochastic
-        if loss is not None and not sees and record.get("train_loss", math.inf) <= loss:
-            return Status.REACHED_LOSS_GOAL
-        return None
 
     def complete(self) -> None:
         """Make the present state, with all quantities, the last record."""
@@ -259,27 +249,57 @@ class _Run:
         return t if t < t_max * (1 - _AT_END) else t_max
 
     def step(self) -> Status | None:
-        """Take a step, record what is due, and give the run's end if this is it."""
+        """Take a step, record what is due, and return the run's end if this is it."""
         t0 = self.stepper.t
-        report = self.report = self.stepper.advance(self.target())
-        status = self.ends.reached(self.stepper, self.elapsed)
+        self.report = self.stepper.advance(self.target())
+        happened = self.look(t0)
+        report = self.report
+        status = self.status()
         if self.ends.callback is not None and self.ends.callback(report) and status is None:
             status = Status.STOPPED_BY_CALLBACK
         interpolates = self.stepper.integrator.interpolates
-        due = self.schedule.due(
-            t0, report.t, report.step, _tolerance(report.t, report.dt), at_end=not interpolates
+        due = dict(
+            self.schedule.due(
+                t0, report.t, report.step, _tolerance(report.t, report.dt), at_end=not interpolates
+            )
         )
+        due |= dict.fromkeys(happened, self.schedule.groups)
         if status is not None:
-            due = [each for each in due if each[0] != report.t] + [(report.t, self.schedule.groups)]
-        for t, groups in due:
-            moment = self.moment() if t == report.t else self.within_step(t, report)
-            reached = self.record(moment, groups)
-            if reached is not None and status is None:
-                status = reached
-                if t != report.t:  # the state at the end of the step is the last record
-                    self.record(self.moment(), self.schedule.groups)
-                    break
-        return status
+            due[report.t] = self.schedule.groups
+        for t, groups in sorted(due.items()):
+            self.record(self.moment_at(t), groups, happened.get(t, ()))
+        return self.status() if status is None else status
+
+    def look(self, t0: float) -> dict[float, list[Event]]:
+        """Return the events of the last step by time; cut the step short at one that ends the run."""
+        stepper, report = self.stepper, self.report
+        if not self.events.events or stepper.integrator.stochastic:  # which are looked for at the records
+            return {}
+        assert report is not None
+        within = None if stepper.integrator.discrete else self.moment_at
+        happened: dict[float, list[Event]] = {}
+        for found in self.events.look(t0, report.t, self.moment(), within):
+            happened.setdefault(found.t, []).append(found.event)
+            if found.event.terminal:
+                self.ending = found
+        if self.ending is not None and self.ending.t < report.t:
+            t = self.ending.t
+            stepper.cut_short(t)
+            self.report = dataclasses.replace(report, t=t, dt=t - t0, theta=stepper.point.theta)
+        return happened
+
+    def status(self) -> Status | None:
+        """Return the end that the run is at, if any."""
+        reached = self.ends.reached(self.stepper, self.elapsed)
+        if self.ending is None or reached is Status.REACHED_T_MAX:
+            return reached
+        return self.ending.event.status
+
+    def message(self, status: Status) -> str:
+        """Return the text of a status, with the event that it is of."""
+        if status is Status.EVENT and self.ending is not None:
+            return f"{status.advice} At t = {self.ending.t:.9g}: {self.ending.event.describe()}."
+        return status.advice
 
 
 @without_autocast()
@@ -288,6 +308,7 @@ def run(
     schedule: Schedule,
     recorder: Recorder,
     ends: Ends,
+    events: Sequence[Event] = (),
     *,
     progress: bool | None,
     start: Mapping[str, Any] | None = None,
@@ -304,6 +325,7 @@ def run(
     schedule : Schedule
     recorder : Recorder
     ends : Ends
+    events : sequence of Event
     progress : bool or None
     start : mapping, optional
         State of an earlier run, from which this one goes on.
@@ -312,7 +334,7 @@ def run(
     -------
     Outcome
     """
-    this = _Run(stepper, schedule, recorder, ends)
+    this = _Run(stepper, schedule, recorder, ends, events)
     try:
         with Interrupts() as interrupts:
             status, message = _loop(this, interrupts, progress, start)
@@ -342,7 +364,7 @@ def _loop(
                 bar.update(this.report)
             if status is None:
                 this.recorder.sync(this.state_dict)
-    return status, status.advice
+    return status, this.message(status)
 
 
 def _begin(this: _Run, start: Mapping[str, Any] | None) -> Status | None:
@@ -351,10 +373,14 @@ def _begin(this: _Run, start: Mapping[str, Any] | None) -> Status | None:
         this.load_state_dict(start)
         return this.ends.reached(this.stepper, this.elapsed)
     status = this.ends.reached(this.stepper, 0.0)
-    reached = this.record(this.moment(), this.schedule.groups)
-    if status is None and reached is None:
+    goal = this.events.begin(this.moment())
+    if goal is not None:
+        this.ending = Occurrence(this.stepper.t, goal)
+        status = goal.status if status is None else status
+    this.record(this.moment(), this.schedule.groups)
+    if status is None:
         this.recorder.sync(this.state_dict, now=True)
-    return reached if status is None else status
+    return status
 
 
 def _tolerance(t: float, dt: float) -> float:

@@ -69,6 +69,17 @@ class StepReport:
     eigenvectors: Tensor | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True)
+class Start:
+    """Where a step started: point and integrator's state; and from when to when it went, with its size."""
+
+    point: Point
+    state: Any
+    t: float
+    end: float
+    h: float
+
+
 class Stepper:
     """Advances a flow's state by accepted steps: the one place where steps are taken and judged.
 
@@ -97,8 +108,8 @@ class Stepper:
         Accepted steps, rejected attempts, and steps that were accepted although they raised the loss.
     point : Point
         The present state with what is known there.
-    before : (Point, float, Any) or None
-        Where the last step started: the point, the time, and the integrator's state.
+    before : Start or None
+        Where the last step started.
     result : StepResult or None
         Of the last step.
     error_if_unstable : bool
@@ -120,7 +131,7 @@ class Stepper:
         self.field = field
         self.n_steps = self.n_rejected = self.n_loss_increases = 0
         self.point: Point = field.at(field.flow.initial(theta.detach()))
-        self.before: tuple[Point, float, Any] | None = None
+        self.before: Start | None = None
         self.result: StepResult | None = None
         self.error_if_unstable = False
         self._rule = rule
@@ -255,7 +266,7 @@ class Stepper:
         with_gradient: bool,
         with_eigenvectors: bool,
     ) -> StepReport:
-        before, self.before, self.point = self.point, (self.point, self.t, self._state), new
+        before, before_t, before_state, self.point = self.point, self.t, self._state, new
         if result.pairs is not None and result.pairs.vectors.shape[1] and before.z is before.theta:
             self.field.spectrum.warm_start(before.theta, result.pairs.vectors)
         self.result, self._state = result, result.state
@@ -266,6 +277,7 @@ class Stepper:
             self._clock.set(self.n_steps * h)
         else:
             self._clock.add(h)
+        self.before = Start(before, before_state, before_t, self.t, h)
         pairs = proposal.pairs if result.pairs is None else result.pairs
         values = _trusted(pairs, by_product=result.pairs is not None)
         measured = with_eigenvectors and pairs is not None and pairs.vectors.shape[1] == len(pairs)
@@ -284,22 +296,19 @@ class Stepper:
             eigenvectors=pairs.vectors[:, : len(values)] if measured and pairs is not None else None,
         )
 
-    @without_autocast()
-    def cut_short(self, t: float) -> None:
-        """Go back to a time within the last step: where its interpolant is, or by a shorter step.
-
-        Parameters
-        ----------
-        t : float
-            Between the step's start, exclusive, and its end.
-        """
+    def within(self, t: float) -> Tensor:
+        """Return the state at a time within the last step: of its interpolant, or at the end of a shorter step."""
         assert self.before is not None
         assert self.result is not None
-        (start, t0, state), h = self.before, self.t - self.before[1]
+        start = self.before
         if self.result.interpolant is not None:
-            self.point = self.field.at(self.result.interpolant((t - t0) / h))
-        else:
-            self.point = self.field.at(self.integrator.step(start, t - t0, state).z)
+            return self.result.interpolant(1.0 - (start.end - t) / start.h)
+        return self.integrator.step(start.point, t - start.t, start.state).z
+
+    @without_autocast()
+    def cut_short(self, t: float) -> None:
+        """Go back to a time within the last step, where the run is to end."""
+        self.point = self.field.at(self.within(t))
         self._clock.set(t)
 
     def preconditioner(self) -> Tensor | None:

@@ -21,7 +21,8 @@ class Tally:
     def add(self, criterion: Callable[..., Any], output: Tensor, target: Tensor) -> None:
         """Count one chunk."""
         counts = count_correct(criterion, output.detach(), target)
-        self._counts = counts if self._counts is None else self._counts + counts
+        if counts is not None:
+            self._counts = counts if self._counts is None else self._counts + counts
 
     @property
     def accuracy(self) -> Tensor:
@@ -32,24 +33,26 @@ class Tally:
         return torch.where(counted > 0, right / counted, torch.nan)
 
 
-def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> Tensor:
-    """Count the samples classified right, and those that count: shape (2,), int64; zeros if targets aren't classes.
+def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor) -> Tensor | None:
+    """Count the samples classified right, and those that count: shape (2,), int64; None if there can't be classes.
 
     Classes are integer targets against logits, one-hot rows, or 0/1 targets of one logit with
     ``BCEWithLogitsLoss``.
     """
-    right = counted = torch.zeros(1, dtype=torch.bool, device=output.device)
     if output.dim() >= 2 and output.shape[1] >= 2:
         if not target.is_floating_point() and target.shape == output.shape[:1] + output.shape[2:]:
             counted = target != getattr(criterion, "ignore_index", -100)
-            right = output.argmax(1) == target
-        elif target.shape == output.shape:
-            right = output.argmax(1) == target.argmax(1)
-            counted = (_are_bits(target) & (target.sum(1) == 1).all()).expand_as(right)
+            return _count(output.argmax(1) == target, counted)
+        if target.shape == output.shape:
+            is_one_hot = _are_bits(target) & (target.sum(1) == 1).all()
+            return _count(output.argmax(1) == target.argmax(1), is_one_hot)
     elif isinstance(criterion, nn.BCEWithLogitsLoss):
-        right = (output > 0) == (target > 0.5)
-        counted = _are_bits(target).expand_as(right)
-    return torch.stack([(right & counted).sum(), counted.sum()])
+        return _count((output > 0) == (target > 0.5), _are_bits(target))
+    return None
+
+
+def _count(right: Tensor, counted: Tensor) -> Tensor:
+    return torch.stack([(right & counted).sum(), counted.expand_as(right).sum()])
 
 
 def _are_bits(target: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ from gradflow.observe.group import Observers
 from gradflow.observe.parameters import Parameters
 from gradflow.observe.point import ObservedPoint
 from gradflow.observe.projections import Projections, RandomProjection
+from gradflow.observe.quantities import QUANTITIES, check_quantity
 from gradflow.observe.reading import Observed, name_observers, read_observers
 from gradflow.observe.scalars import Scalars
 from gradflow.observe.test_set import TestSet
 
 __all__ = [
+    "QUANTITIES",
     "Density",
     "EffectiveEigenvalues",
     "Eigenvalues",
@@ -28,6 +30,7 @@ __all__ = [
     "RandomProjection",
     "Scalars",
     "TestSet",
+    "check_quantity",
     "name_observers",
     "read_observers",
 ]

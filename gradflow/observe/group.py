@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.flows import Field
 from gradflow.observe.base import Observer
 from gradflow.observe.point import ObservedPoint
+from gradflow.observe.quantities import evaluate
 from gradflow.observe.run_state import RunState
 from gradflow.spectrum import SpectrumService
 from gradflow.variable import Variable
@@ -30,6 +31,8 @@ class Observers:
     observers : mapping of str to Observer
         By the names under which they are due.
     n_parameters : int
+    events : mapping of str to str, optional
+        Variables of events, with what happens there in words.
 
     Attributes
     ----------
@@ -41,16 +44,23 @@ class Observers:
         Of the dimensions, as far as they are known: by the first record all are.
     """
 
-    def __init__(self, fields: Sequence[Field], observers: Mapping[str, Observer], n_parameters: int) -> None:
+    def __init__(
+        self,
+        fields: Sequence[Field],
+        observers: Mapping[str, Observer],
+        n_parameters: int,
+        events: Mapping[str, str] | None = None,
+    ) -> None:
         self._fields = tuple(fields)
         self._observers = dict(observers)
-        self._run_state = RunState(self._fields[0].flow.third_derivatives)
+        self._run_state = RunState(self._fields[0].flow.third_derivatives, events or {})
         self._service = SpectrumService(self._fields[0].loss)  # of the points: ours keep their own bases
         self.variables: dict[str, Variable] = {}
         self.coordinates = {name: each for o in observers.values() for name, each in o.coordinates.items()}
         self.sizes = {"param": n_parameters}
         self.sizes |= {name: len(values) for name, (_, values) in self.coordinates.items()}
         self._begun = False
+        self._last: ObservedPoint | None = None
         self._declare()
 
     @property
@@ -90,7 +100,7 @@ class Observers:
 
     def measure(self, moment: Moment, due: Collection[str]) -> dict[str, Any]:
         """Measure what is due; time, step and cost always."""
-        point = ObservedPoint(self._fields[0], moment, self._service)
+        point = self._point(moment)
         values = self._run_state.measure(point)
         for name, observer in self._observers.items():
             if name in due:
@@ -99,6 +109,16 @@ class Observers:
             self._check_sizes()
             self._begun = True
         return {name: value for name, value in values.items() if not _is_nan(value)}
+
+    def quantity(self, quantity: str | Callable[[Any], Any], moment: Moment) -> float:
+        """Evaluate the quantity of an event."""
+        return evaluate(quantity, self._point(moment))
+
+    def _point(self, moment: Moment) -> ObservedPoint:
+        """Return a moment as observers see it; events and records of one moment share what is computed there."""
+        if self._last is None or self._last.moment is not moment:
+            self._last = ObservedPoint(self._fields[0], moment, self._service)
+        return self._last
 
     def _values(self, name: str, observer: Observer, point: ObservedPoint) -> dict[str, Any]:
         """Measure by one observer, and check what it gives."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from gradflow.observe.base import Observer
@@ -19,9 +19,12 @@ class RunState(Observer):
     ----------
     third : bool
         The flow takes third derivatives, so that their number is recorded too.
+    events : mapping of str to str
+        Variables of events, which the driver sets, with what happens there in words.
     """
 
     third: bool = False
+    events: Mapping[str, str] = field(default_factory=dict)
 
     name = "run_state"
     all_variables: ClassVar[Mapping[str, Variable]] = {
@@ -40,7 +43,11 @@ class RunState(Observer):
 
     def __post_init__(self) -> None:
         wanted = self.all_variables.items()
-        self.variables = {name: v for name, v in wanted if self.third or name != "n_third"}  # type: ignore[misc]
+        variables = {name: v for name, v in wanted if self.third or name != "n_third"}
+        happened = {
+            name: Variable(long_name=f"1 where {text}", dtype="int8") for name, text in self.events.items()
+        }
+        self.variables = variables | happened  # type: ignore[misc]
 
     def measure(self, point: ObservedPoint) -> dict[str, Any]:
         """Read the moment."""
@@ -55,4 +62,4 @@ class RunState(Observer):
             "n_third": moment.cost.n_third,
             "wall_time": moment.wall_time,
         }
-        return {name: values[name] for name in self.variables}
+        return {name: values[name] for name in self.variables if name in values}

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from gradflow.loss import LossFunction
 from gradflow.observe.base import Observer
 from gradflow.observe.point import ObservedPoint
+from gradflow.observe.quantities import gradient_norm
 from gradflow.variable import Variable
 
 
@@ -31,7 +30,7 @@ class Scalars(Observer):
         """Measure at the point."""
         values = {
             "train_loss": point.loss,
-            "gradient_norm": float(torch.linalg.vector_norm(point.gradient, dtype=torch.float64)),
+            "gradient_norm": gradient_norm(point),
         }
         if self.loss.classifies:
             values["train_accuracy"] = point.accuracy

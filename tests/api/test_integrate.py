@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from gradflow.driver.status import Status
 from helpers import zoo
 from helpers.methods import FLOWS, METHODS
 from helpers.problems import stretched_bowl as bowl
@@ -15,8 +14,10 @@ import gradflow
 from gradflow import LossFunction, problems, steps
 from gradflow.driver.clock import Clock, fit_step, underflows
 from gradflow.driver.schedule import AtTimes, EverySteps, EveryTime, Schedule
-from gradflow.flows.field import Flow, all_finite
+from gradflow.flows import Field
+from gradflow.flows.point import all_finite
 from gradflow.observe.group import Observers
+from gradflow.status import Status
 
 IDS = [m.name for m in METHODS]
 
@@ -239,7 +240,7 @@ def test_observing_never_changes_the_run(method, problem):
 
 def test_the_cost_of_observing_is_that_of_its_flows_each_once():
     loss = LossFunction.from_callable(bowl)
-    one, other = Flow(loss), Flow(loss)
+    one, other = Field(loss), Field(loss)
     for flow, n in ((one, 3), (other, 5)):
         for _ in range(n):
             flow(ONES)

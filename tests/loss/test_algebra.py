@@ -253,8 +253,8 @@ def test_the_spectrum_of_a_sum_is_shifted_by_the_penalty():
 @pytest.mark.parametrize(
     ("method", "options"),
     [
-        ("auto", {"t_max": 0.1}),
-        ("rk4", {"t_max": 0.1}),
+        ("auto", {"t_max": 0.5, "save_every": 0.25}),
+        ("rk4", {"t_max": 0.5, "save_every": 0.25}),
         ("gd", {"lr": 0.05, "max_steps": 4}),
         ("sgd", {"lr": 0.05, "max_steps": 4, "batch_size": 3}),
         ("lbfgs", {"lr": 0.05, "max_steps": 2}),

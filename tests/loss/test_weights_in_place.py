@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 import gradflow
 from gradflow import LossFunction
 from gradflow.errors import InvalidInputError, InvalidTypeError
-from gradflow.loss.second_derivatives import WrittenOutWeightNorm
+from gradflow.loss.written_out import WrittenOutWeightNorm
 
 later = functools.partial(checkpoint, use_reentrant=False)
 
