@@ -175,10 +175,10 @@ def test_the_clock_does_not_lose_small_steps():
 
 
 def test_steps_are_fitted_to_a_target():
-    assert fit_step(0.3, 1.0, 1.2) == (pytest.approx(0.2), True)
-    assert fit_step(0.3, 1.0, 1.3 + 1e-11) == (pytest.approx(0.3), True)
-    assert fit_step(0.3, 1.0, 1.4) == (pytest.approx(0.2), False)
-    assert fit_step(0.3, 1.0, 9.0) == (0.3, False)
+    assert fit_step(0.3, 0.3, 1.0, 1.2) == (pytest.approx(0.2), True)
+    assert fit_step(0.3, 0.3, 1.0, 1.3 + 1e-11) == (pytest.approx(0.3), True)
+    assert fit_step(0.3, 0.3, 1.0, 1.4) == (pytest.approx(0.2), False)
+    assert fit_step(0.3, 0.3, 1.0, 9.0) == (0.3, False)
     assert underflows(1e-17, 1.0)
     assert not underflows(1e-9, 1.0)
     assert not underflows(1e-300, 0.0)
