@@ -215,8 +215,9 @@ def test_observing_never_changes_the_run(method, problem):
         train = test = LossFunction(case.dataset, case.criterion, case.net, batch_size=4)
         theta = train.parameters()
     options = {"method": method.name, "t_max": 4.0, "save_every": 4.0, **method.options}
-    # rk4 lands on times, so that it is watched by steps
-    every = steps(2) if method.name == "rk4" else 0.5
+    # What lands on times is watched by steps.
+    cls = gradflow.integrators.METHODS[method.name]
+    every = 0.5 if cls.interpolates or cls.discrete else steps(2)
     bare = gradflow.integrate(train, theta, **options)
     watched = gradflow.integrate(
         train,
@@ -364,7 +365,7 @@ def test_accuracy_goal_ends_the_run_at_a_complete_record(method):
 
 
 def test_successes_are_the_ends_that_were_asked_for():
-    asked = {"t_max", "max_steps", "max_wall_time", "loss_goal", "acc_goal", "callback"}
+    asked = {"t_max", "max_steps", "max_wall_time", "loss_goal", "acc_goal", "event", "callback"}
     assert {status.code for status in Status if status.success} == asked
 
 
