@@ -132,8 +132,8 @@ def options_hint(name: str) -> str | None:
     if reference not in METHODS or "options" in option_names(METHODS[name]):
         return None
     return (
-        f"Method {name!r} is gradflow's own and has no option 'options', which is that of torchdiffeq's solver: use "
-        f"method={reference!r}."
+        f"options are those of torchdiffeq's solver, and {name!r} is gradflow's own. Leave them out, or use "
+        f"method={reference!r}, which takes them."
     )
 
 

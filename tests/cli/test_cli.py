@@ -308,7 +308,7 @@ def test_options_of_a_library_are_passed_through(tmp_path):
     )
     result = invoke(*PROBLEM, "--method", "dopri5", "--t-max", 0.5, "--options", "safety=0.5")
     assert result.exit_code == 2
-    assert "use method='torchdiffeq:dopri5'" in result.output
+    assert "method='torchdiffeq:dopri5'" in result.output
 
 
 def test_info_and_compare_say_which_sharpness_the_threshold_bounds(tmp_path):
