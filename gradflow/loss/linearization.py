@@ -167,6 +167,14 @@ class Linearization(SymmetricProducts):
         other._count, other._count_third = count, count_third
         return other
 
+    def with_copies(self) -> Self:
+        """Return the same linearization, sharing its graphs and its counts, with tensors that may be written to."""
+        other = copy.copy(self)
+        other.theta, other.value, other.gradient = (
+            t.clone() for t in (self.theta, self.value, self.gradient)
+        )
+        return other
+
     def count_thirds(self, n: int) -> None:
         """Take note of n products with third derivatives."""
         self.n_thirds += n

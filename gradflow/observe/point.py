@@ -18,7 +18,8 @@ class ObservedPoint(Point):
     """A recorded state with its time, at which each quantity is computed when it is first asked for, once.
 
     What the run knows at the same θ is taken over; what it doesn't is computed by the observers' own field, and
-    counted as observing. Tensors are copies: whatever an observer does with them, the run stays as it is.
+    counted as observing. Tensors are copies: whatever an observer does with them, the run stays as it is, and so does
+    what other observers see.
 
     Beside the attributes below: ``theta``, ``loss``, ``gradient``, ``hvp(v)``, ``top(k, tol=…)``, and of the flow
     ``velocity`` and ``jacobian``.
@@ -45,6 +46,30 @@ class ObservedPoint(Point):
         self._run = run if run is not None and field.is_of(run.field.loss) else None
         self._others: dict[int, ObservedPoint] = {}
 
+    @property
+    def z(self) -> Tensor:
+        """The flow's state, flat."""
+        return self._z.clone()
+
+    @z.setter
+    def z(self, z: Tensor) -> None:
+        self._z = z
+
+    @property
+    def theta(self) -> Tensor:
+        """θ, shape (P,)."""
+        return super().theta.clone()
+
+    @property
+    def gradient(self) -> Tensor:
+        """∇L(θ), shape (P,)."""
+        return super().gradient.clone()
+
+    @property
+    def velocity(self) -> Tensor:
+        """dz/dt, of z's shape."""
+        return super().velocity.clone()
+
     def _evaluated(self) -> Evaluation:
         if self._known is None and self._run is not None:  # which needs it for its next step
             known = self._run.evaluation
@@ -55,7 +80,8 @@ class ObservedPoint(Point):
     def linearization(self) -> Linearization:
         """Value, gradient and Hessian–vector products at θ; costs a gradient unless the run has it."""
         run = self.moment.point
-        return self.field.linearize(self.theta) if run is None else self.field.linearize_again(run)
+        found = self.field.linearize(self.theta) if run is None else self.field.linearize_again(run)
+        return found.with_copies()
 
     def top(self, k: int, *, tol: float = 1e-3) -> Eigenpairs:
         """Compute the top k eigenpairs of the Hessian at θ.
