@@ -205,9 +205,9 @@ def integrate(
         abridged_size, n_projections, projections_every, projection_seed, params_every, test, test_every,
     )  # fmt: skip
     theirs = read_observers(observe)
-    named = name_observers(ours, theirs)
     watched = make_events(loss, events, loss_goal, acc_goal)
     happening = {event.variable: event.describe() for event in watched if event.variable}
+    named = name_observers(ours, theirs, happening)
     schedule = make_schedule(named, saves, t_max)
     observers = Observers(fields, named, theta.numel(), happening)
     ends = make_ends(t_max, max_steps, max_wall_time, watched, callback)

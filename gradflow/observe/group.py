@@ -116,7 +116,11 @@ class Observers:
 
     def quantity(self, quantity: str | Callable[[Any], Any], moment: Moment) -> float:
         """Evaluate the quantity of an event."""
-        return evaluate(quantity, self._point(moment))
+        try:
+            return evaluate(quantity, self._point(moment))
+        except Exception as error:
+            error.add_note(f"Raised by the quantity of an event at t = {moment.t:.6g}.")
+            raise
 
     def _point(self, moment: Moment) -> ObservedPoint:
         """Return a moment as observers see it; events and records of one moment share what is computed there."""

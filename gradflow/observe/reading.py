@@ -82,8 +82,16 @@ def _instance(each: object) -> Observer:
     )
 
 
-def name_observers(ours: Iterable[Observer], theirs: Iterable[Observer]) -> dict[str, Observer]:
+def name_observers(
+    ours: Iterable[Observer], theirs: Iterable[Observer], events: Iterable[str] = ()
+) -> dict[str, Observer]:
     """Name the observers of a run, each its own; check the variables of those that aren't ours.
+
+    Parameters
+    ----------
+    ours, theirs : iterable of Observer
+    events : iterable of str
+        Variables of events, whose names are taken too.
 
     Raises
     ------
@@ -91,7 +99,7 @@ def name_observers(ours: Iterable[Observer], theirs: Iterable[Observer]) -> dict
         If a name can't be a variable's or is taken, or a dimension can't be one.
     """
     named: dict[str, Observer] = {observer.name: observer for observer in ours}
-    owners = dict.fromkeys(OURS, "gradflow")
+    owners = dict.fromkeys(OURS, "gradflow") | dict.fromkeys(events, "an event")
     for observer in theirs:
         base = name = observer.name or type(observer).__name__
         n = 1
@@ -128,6 +136,10 @@ def _check_variable(name: str, variable: object, row: object, owners: Mapping[st
         raise InvalidTypeError(
             f"Expected the variable {variable!r} of {name} as a gradflow.Variable, got {type(row).__name__}."
         )
+    if not isinstance(row.units, str) or not isinstance(row.long_name, str):
+        raise InvalidTypeError(
+            f"Expected units and long_name of {variable!r} of {name} as str, got {row.units!r} and {row.long_name!r}."
+        )
     if variable in owners:
         raise InvalidInputError(
             f"{name} records {variable!r}, which is a variable of {owners[variable]}. Give it another name."
@@ -156,6 +168,6 @@ def _check_dims(name: str, observer: Observer, owners: Mapping[str, str]) -> Non
                 )
             if dim in owners and dim != "x" and dim not in observer.coordinates:
                 raise InvalidInputError(
-                    f"The dimension {dim!r} of {variable!r} of {name} has the name of a variable of {owners[dim]}. "
-                    "Give it another name."
+                    f"{dim!r} is a dimension of {variable!r} of {name}, and a variable of {owners[dim]}. Give one of "
+                    "them another name."
                 )

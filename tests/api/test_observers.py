@@ -237,6 +237,38 @@ def test_observing_never_changes_the_run(method, options, chebyshev):
     assert watched.attrs["n_hvps_observing"] > bare.attrs["n_hvps_observing"]
 
 
+def looks():
+    return {
+        "length": lambda point: point.theta.norm(),
+        "place": lambda point: point.z.norm(),
+        "slope": lambda point: point.gradient.norm(),
+        "speed": lambda point: point.velocity.norm(),
+        "bend": lambda point: point.hvp(point.gradient).norm(),
+    }
+
+
+@pytest.mark.parametrize("method", ["rk4", "exprb43"])  # one whose graphs observers share, and one without
+def test_what_an_observer_writes_to_no_other_one_sees(method, chebyshev):
+    train, _, theta = chebyshev
+    options = {"method": method, "t_max": 0.5, "save_every": 0.1, "params_every": 0.1}
+    bare = gradflow.integrate(train, theta, observe=looks(), **options)
+
+    def vandal(point):
+        Vandal().measure(point)
+        point.linearization.gradient.zero_()
+        point.linearization.theta.zero_()
+        return -1.0
+
+    watched = gradflow.integrate(
+        train, theta,
+        observe=[Vandal(), {"vandal": vandal}, looks()],
+        events=[gradflow.Event(vandal)],
+        **options,
+    )  # fmt: skip
+    for name in (*looks(), "theta", "params", "train_loss", "gradient_norm", "n_gradients", "n_hvps"):
+        assert np.array_equal(bare[name], watched[name]), name
+
+
 def test_what_several_ask_for_is_computed_once():
     """And nothing that the run knows is computed again."""
     case = zoo.make("mlp-mse")
@@ -454,7 +486,7 @@ def measuring(value, dims=(), name="thing"):
         ([measuring({}, dims="abc")], TypeError, "as a tuple of names, got 'abc'"),
         ([measuring({}, dims=("time",))], ValueError, "without time, which all have"),
         ([measuring({}, dims=("a", "a"))], ValueError, "to differ, got"),
-        ([measuring({}, dims=("step",))], ValueError, "has the name of a variable of gradflow"),
+        ([measuring({}, dims=("step",))], ValueError, "'step' is a dimension of 'thing' of Mine, and a variable"),
         ([Path(every=-1.0)], ValueError, "Expected every of Path"),
         ([Path(every="often")], TypeError, "Expected every of Path as a time"),
         ([measuring({}, dims=("a",))], ValueError, "The first record has no 'thing'.* Return NaN of its shape"),
@@ -535,6 +567,26 @@ def test_two_of_a_class_are_told_apart_by_their_names():
     assert set(json.loads(run.attrs["gradflow_config"])["observe"]) == {"Norm", "Norm 2"}
     assert run.from_ones[0] == 0
     assert run.from_twos[0] == pytest.approx(math.sqrt(3))
+
+
+def test_the_variables_of_events_are_taken():
+    with pytest.raises(ValueError, match="event_loss records 'event_loss', which is a variable of an event"):
+        descend(observe={"event_loss": lambda point: 7.0}, events=[gradflow.Event("loss", 1.0)])
+
+
+def test_units_are_text(tmp_path):
+    class Mine(Path):
+        variables = {"path": Variable(units=None)}
+
+    with pytest.raises(TypeError, match="units and long_name of 'path' of Mine as str, got None"):
+        descend(observe=[Mine()], out=tmp_path / "x.nc")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_quantity_of_an_event_raises_says_so():
+    with pytest.raises(ZeroDivisionError) as caught:
+        descend(events=[gradflow.Event(lambda point: 1 / 0)])
+    assert caught.value.__notes__ == ["Raised by the quantity of an event at t = 0."]
 
 
 def test_nan_is_a_value():
