@@ -23,6 +23,8 @@ from gradflow.record import check_output, differences, open_run, to_json, what_i
 _PathLike = str | os.PathLike[str]
 #: What may change from one part of a run to the next.
 _MAY_DIFFER = {"max_wall_time"}
+#: What a configuration leaves out where there is none.
+_UNLESS_GIVEN = {"observe": "{}", "events": "[]"}
 
 
 def where_to_record(
@@ -113,10 +115,7 @@ def _check_same(
 ) -> None:
     if "gradflow_config" not in run.attrs or "params_initial" not in run or "params" not in run:
         raise ResumeError(f"{path} isn't the file of a run. Choose another name.")
-    before, identity = (
-        _identity_in(run),
-        {"observe": "{}"} | dict(identity),
-    )  # which is left out if there is none
+    before, identity = _identity_in(run), _UNLESS_GIVEN | dict(identity)
     unknown = [name for name in identity if name not in before]
     different = differences(before, {name: identity[name] for name in identity if name in before})
     different = different or _other_loss(run, loss, device)
@@ -137,8 +136,10 @@ def _check_same(
 def _identity_in(run: xr.Dataset) -> dict[str, str]:
     """Read what a file says of what :func:`identity_of` compares; what it doesn't say is left out."""
     config = json.loads(run.attrs["gradflow_config"])
-    config = {"flow": "gradient", "flow_options": {}, "observe": {}} | config  # older versions had no other
-    found = {name: to_json(value) for name, value in config.items() if name not in _MAY_DIFFER}
+    config = {"flow": "gradient", "flow_options": {}} | config  # older versions had no other
+    found = _UNLESS_GIVEN | {
+        name: to_json(value) for name, value in config.items() if name not in _MAY_DIFFER
+    }
     found |= {name: str(run.attrs[key]) for name, key in _DATA.items() if key in run.attrs}
     return found | {"θ₀": _start(run.params_initial.values)}
 

@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any] | None:
     if head == _FORMER + hashlib.sha256(payload).digest():
         raise ResumeError(
             f"{path} was written by an older gradflow, whose state this version can't go on from. Finish the run with "
-            "the version in its history, or start it anew; gradflow.open_run reads what it recorded."
+            "the version in its history, or start it anew with overwrite=True; gradflow.open_run reads what it has."
         )
     if head != _MAGIC + hashlib.sha256(payload).digest():
         return None

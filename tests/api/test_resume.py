@@ -570,6 +570,33 @@ def test_auto_refuses_the_file_of_another_run(ended):
     ).close()  # may differ
 
 
+def test_auto_refuses_a_file_without_the_events_that_are_asked_for(ended):
+    path, train, theta, kwargs = ended
+    events = [gradflow.Event("loss", 0.1, terminal=True)]
+    with pytest.raises(ResumeError, match=r"events was \[\], is \["):
+        gradflow.integrate(train, theta, out=path, resume="auto", events=events, **kwargs)
+    gradflow.integrate(train, theta, out=path, overwrite=True, events=events, **kwargs).close()
+    gradflow.integrate(train, theta, out=path, resume="auto", events=events, **kwargs).close()
+    with pytest.raises(ResumeError, match=r"events was \[\{.*, is \[\]"):
+        gradflow.integrate(train, theta, out=path, resume="auto", **kwargs)
+
+
+@pytest.mark.parametrize("resume", ["auto", None])
+def test_a_checkpoint_of_the_former_format_is_refused(resume, dead):
+    path, train, theta, kwargs = dead
+    for checkpoint in path.with_name(f"{path.name}.partial").glob("checkpoint-*.pt"):
+        content = checkpoint.read_bytes()
+        assert content.startswith(b"gradflow checkpoint 2\n")
+        checkpoint.write_bytes(content.replace(b"checkpoint 2", b"checkpoint 1", 1))
+    before = sorted(p.read_bytes() for p in path.with_name(f"{path.name}.partial").iterdir())
+    given = kwargs | ({"out": path, "resume": "auto"} if resume else {"resume": path})
+    with pytest.raises(ResumeError, match=r"an older gradflow.*start it anew with overwrite=True"):
+        gradflow.integrate(train, theta, **given)
+    assert sorted(p.read_bytes() for p in path.with_name(f"{path.name}.partial").iterdir()) == before
+    assert open_run(path).sizes["time"] > 0
+    gradflow.integrate(train, theta, out=path, overwrite=True, **kwargs).close()
+
+
 def test_auto_tells_callables_apart_by_their_values(tmp_path):
     """Nothing can be hashed of a callable, and both are called <lambda>."""
     ones = torch.ones(2, dtype=double)
