@@ -184,7 +184,6 @@ def abridged(field: Field, n: int | None, *, wanted: bool) -> Field:
     if not wanted:
         raise InvalidInputError("abridged_size has nothing to measure: give n_eigs ≥ 1 or density_at.")
     check_count("abridged_size", n, least=1)
-    if field.loss.n_samples is None:
-        raise InvalidInputError("abridged_size needs a loss with data; this one is a callable.")
+    field.loss.check_rows("abridged_size")
     part = field.loss.first(n)
     return field if part is field.loss else Field(part, field.flow)

@@ -157,6 +157,13 @@ class LossFunction:
                 cls = NetworkLoss
             return super().__new__(cls)
 
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            if args or kwargs:
+                raise InvalidTypeError(
+                    f"{type(self).__name__} takes no arguments: LossFunction is what all losses have in common. "
+                    "For the loss of a network derive from gradflow.loss.NetworkLoss, which takes them."
+                )
+
     @staticmethod
     def from_callable(function: Callable[[Tensor], Tensor]) -> LossFunction:
         """Make a loss of any differentiable scalar function of flat θ.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,11 @@ class MiniBatchLoss(NetworkLoss):
     def subset(self, rows: Sequence[int]) -> NetworkLoss:
         """Return the loss over some of these samples, by their numbers among them."""
         return super().subset(self.rows[list(rows)].tolist())
+
+    def fingerprint(self) -> str:
+        """Say which of the samples."""
+        digest = hashlib.sha256(self.rows.cpu().numpy().tobytes()).hexdigest()
+        return f"{len(self.rows)} of {super().fingerprint()}, rows SHA-256 {digest}"
 
     def describe(self) -> dict[str, Any]:
         """Say how many samples."""

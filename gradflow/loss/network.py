@@ -159,6 +159,10 @@ class NetworkLoss(TermLoss):
         add_to_hash(digest, [*frozen, *self.net.buffers()])
         return f"{self.data.n_samples} samples, SHA-256 {digest.hexdigest()}"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what can't be copied or pickled, and is computed again: the hash of the data under way."""
+        return {name: value for name, value in vars(self).items() if name != "_data_digest"}
+
     @cached_property
     def _data_digest(self) -> Any:
         digest = hashlib.sha256()

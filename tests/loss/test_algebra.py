@@ -3,6 +3,7 @@
 import copy
 import inspect
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -169,6 +170,8 @@ def test_several_data_sets_of_one_net(generator):
             call()
     with pytest.raises(InvalidInputError, match="batch_size needs a loss with one data set"):
         gradflow.integrate(total, method="sgd", lr=0.1, batch_size=2, max_steps=1)
+    with pytest.raises(InvalidInputError, match="abridged_size needs a loss with one data set"):
+        gradflow.integrate(total, method="gd", lr=0.1, n_eigs=1, abridged_size=2, max_steps=1)
     run = gradflow.integrate(total, method="gd", lr=0.05, max_steps=3)
     assert float(run.train_loss[-1]) < float(run.train_loss[0])
 
@@ -309,8 +312,30 @@ def test_every_kind_is_a_loss_function():
         assert isinstance(each, LossFunction)
         assert each.source is each  # the name of old
         assert isinstance(copy.copy(each), type(each))
+        assert each.fingerprint()  # some of which is kept
+        theta = torch.ones(each.n_parameters or 3, dtype=torch.float64)
+        for other in (copy.deepcopy(each), pickle.loads(pickle.dumps(each))):
+            assert torch.equal(other(theta), each(theta))
+            assert other.fingerprint() == each.fingerprint()
     assert list(inspect.signature(LossFunction).parameters)[:3] == ["dataset", "criterion", "net"]
     assert "memory_budget" in inspect.signature(LossFunction).parameters
+
+
+def test_the_class_of_all_losses_is_not_that_of_a_network():
+    class Mine(LossFunction):
+        pass
+
+    case = zoo.make("mlp-mse")
+    with pytest.raises(InvalidTypeError, match=r"derive from gradflow\.loss\.NetworkLoss"):
+        Mine(case.dataset, case.criterion, case.net)
+
+
+def test_mini_batches_of_other_samples_have_other_fingerprints():
+    loss = network_loss()
+    rows = [[0, 1], [1, 0], [0, 2], [0, 1, 1]]
+    found = {loss.minibatch(torch.tensor(each)).fingerprint() for each in rows}
+    assert len(found) == len(rows)
+    assert loss.minibatch(torch.tensor([0, 1])).fingerprint() in found
 
 
 def test_a_mini_batch_knows_its_net_and_samples():
