@@ -13,6 +13,7 @@ MOVED = {
     "gradflow.analysis.landscape_plot": "gradflow.plot",
     "gradflow.analysis.plot": "gradflow.plot",
     "gradflow.api.by_hand": "gradflow.api",
+    "gradflow.api.parts": "gradflow.api",
     "gradflow.api.run": "gradflow.api",
     "gradflow.driver.status": "gradflow.status",
     "gradflow.integrators.capped": "gradflow.integrators.foreign.capped",
@@ -25,6 +26,8 @@ MOVED = {
     "gradflow.integrators.torch_methods": "gradflow.integrators.optimizers.registry",
     "gradflow.integrators.torch_optimizer": "gradflow.integrators.optimizers.adapter",
     "gradflow.integrators.unseen": "gradflow.integrators.phi.unseen",
+    "gradflow.loss.empirical": "gradflow.loss",
+    "gradflow.loss.source": "gradflow.loss",
     "gradflow.observe.observers": "gradflow.observe",
     "gradflow.optim.elra_boost": "gradflow.optim.elra",
     "gradflow.optim.elra_control": "gradflow.optim.elra",
@@ -34,6 +37,7 @@ MOVED = {
     "gradflow.optim.elra_scaler": "gradflow.optim.elra",
     "gradflow.optim.elra_settings": "gradflow.optim.elra",
     "gradflow.record.run_record": "gradflow.record",
+    "gradflow.spectrum.task": "gradflow.spectrum.eigenproblem",
 }
 
 
