@@ -69,7 +69,8 @@ class Recorder:
         self.flush = record.flush
 
     def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
-        """Bring records to safety, and the state of run and observers."""
+        """Bring records to safety, and the state of run and observers; the point that they saw last is let go."""
+        self._observers.forget()
         self._record.sync(
             lambda: to_plain({"run": state(), "observers": self._observers.state_dict()}), now=now
         )

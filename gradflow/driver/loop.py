@@ -206,6 +206,10 @@ class _Run:
             preconditioner=stepper.preconditioner,
         )
 
+    def forget(self) -> None:
+        """Let the moment go, and with it the graphs of a point that may no longer be the present one."""
+        self._moment = None
+
     def moment_at(self, t: float) -> Moment:
         """Return the state at a time within the last step, or at its end."""
         now = self.moment()
@@ -363,6 +367,7 @@ def _loop(
             if this.report is not None:
                 bar.update(this.report)
             if status is None:
+                this.forget()
                 this.recorder.sync(this.state_dict)
     return status, this.message(status)
 
@@ -379,6 +384,7 @@ def _begin(this: _Run, start: Mapping[str, Any] | None) -> Status | None:
         status = goal.status if status is None else status
     this.record(this.moment(), this.schedule.groups)
     if status is None:
+        this.forget()
         this.recorder.sync(this.state_dict, now=True)
     return status
 

@@ -122,6 +122,10 @@ class Observers:
             error.add_note(f"Raised by the quantity of an event at t = {moment.t:.6g}.")
             raise
 
+    def forget(self) -> None:
+        """Let the last point go: the graphs that it holds take memory that the next step needs."""
+        self._last = None
+
     def _point(self, moment: Moment) -> ObservedPoint:
         """Return a moment as observers see it; events and records of one moment share what is computed there."""
         if self._last is None or self._last.moment is not moment:

@@ -1,7 +1,9 @@
 """Observers of a user's own: recorded beside ours, resumed, refused with a reason; and never changing the run."""
 
+import gc
 import json
 import math
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -289,6 +291,26 @@ def test_what_several_ask_for_is_computed_once():
     assert once.attrs["n_hvps_observing"] == twice.attrs["n_hvps_observing"]
     assert np.array_equal(twice["a"], twice.eigenvalue)
     assert np.array_equal(twice["b"], twice.eigenvalue[:, :1])
+
+
+@pytest.mark.parametrize("method", ["gd", "rk4"])
+def test_the_graphs_of_a_record_are_gone_when_the_next_step_is_taken(method, chebyshev):
+    train, _, theta = chebyshev
+    seen, alive = [], []
+
+    def look(point):
+        seen.append(weakref.ref(point.linearization))
+        return point.hvp(point.gradient).norm()
+
+    def callback(report):
+        gc.collect()
+        alive.append(sum(each() is not None for each in seen))
+
+    options = {"method": method, "max_steps": 5, "save_every": steps(2), "n_eigs": 2}
+    options |= {"lr": 0.01} if method == "gd" else {"max_step": 0.01, "t_max": 9.0}
+    gradflow.integrate(train, theta, observe={"bend": look}, callback=callback, **options)
+    assert len(seen) == 4
+    assert alive == [0] * 5
 
 
 # ---------------------------------------------------------------------- resume
