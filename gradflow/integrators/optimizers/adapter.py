@@ -135,7 +135,7 @@ class TorchOptimizer(Integrator):
     # ------------------------------------------------------------------ steps
 
     def resolve(self, loss: LossFunction) -> TorchOptimizer:
-        """Refuse mini-batches of a loss without data, or with several data sets."""
+        """Refuse mini-batches of a loss without data."""
         if self.batch_size is not None:
             loss.check_rows("batch_size")
         return self
