@@ -17,6 +17,9 @@ _ARRAY = "__array__"
 #: By full name, module and qualified name; a class that was renamed is there by its former names too.
 _restorable: dict[str, type] = {}
 
+#: What loads without running code, beside tensors and containers.
+_PLAIN = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
 C = TypeVar("C", bound=type)
 
 
@@ -83,7 +86,7 @@ def to_plain(value: Any) -> Any:
     Raises
     ------
     InvalidTypeError
-        For a dataclass that isn't :func:`restorable`.
+        For a dataclass that isn't :func:`restorable`, and for what a checkpoint can't hold.
 
     Examples
     --------
@@ -103,11 +106,18 @@ def to_plain(value: Any) -> Any:
         return {_CLASS: name, **{field.name: to_plain(getattr(value, field.name)) for field in fields}}
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in {list, tuple, set}:
         return type(value)(to_plain(item) for item in value)
     if isinstance(value, np.ndarray):
         return {_ARRAY: torch.from_numpy(value.copy())}
-    return value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) not in _PLAIN:
+        raise InvalidTypeError(
+            f"A checkpoint can't hold a {_full_name(type(value))}, which is part of a state. Keep tensors, arrays, "
+            "numbers and text there, and dicts, lists, tuples or restorable dataclasses of these."
+        )
+    return value
 
 
 def from_plain(value: Any) -> Any:
@@ -124,7 +134,7 @@ def from_plain(value: Any) -> Any:
         if _CLASS in value:
             return _make(value[_CLASS], {key: from_plain(v) for key, v in value.items() if key != _CLASS})
         return {key: from_plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
+    if type(value) in {list, tuple, set}:
         return type(value)(from_plain(item) for item in value)
     return value
 

@@ -106,7 +106,7 @@ def _bounded_by_threshold(integrator: Integrator) -> str | None:
 
 def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> dict[str, Any]:
     """Return the attributes of a run that are known at its end."""
-    third = stepper.field.flow.third_derivatives
+    third, looked = stepper.field.flow.third_derivatives, stepper.field.looked
     return {
         "status": outcome.status.code,
         "message": outcome.message,
@@ -114,9 +114,9 @@ def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> 
         "n_steps": stepper.n_steps,
         "n_rejected_steps": stepper.n_rejected,
         "n_loss_increases": stepper.n_loss_increases,
-        "n_gradients_observing": observers.n_gradients,
-        "n_hvps_observing": observers.n_hvps,
-        "n_third_observing": observers.n_third if third else None,
+        "n_gradients_observing": observers.n_gradients + looked.n_gradients,
+        "n_hvps_observing": observers.n_hvps + looked.n_hvps,
+        "n_third_observing": observers.n_third + looked.n_third if third else None,
     }
 
 

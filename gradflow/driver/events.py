@@ -69,6 +69,8 @@ class Event:
                 f"{type(self.quantity).__name__}."
             )
         check_number("the threshold of an event", self.threshold)
+        if not isinstance(self.terminal, bool):
+            raise InvalidTypeError(f"Expected terminal as True or False, got {self.terminal!r}.")
         if self.direction not in {"either", "rising", "falling"}:
             raise InvalidInputError(
                 f'Expected direction as "either", "rising" or "falling", got {self.direction!r}.'
@@ -142,6 +144,10 @@ class Occurrence:
     event: Event
 
 
+class _NoNumberError(Exception):
+    """A quantity is NaN."""
+
+
 class EventTracker:
     """Watches the quantities of events from step to step.
 
@@ -180,9 +186,11 @@ class EventTracker:
         """
         if not self.events:
             return []
-        before, self._before = self._before, self.values(end)
+        before, now = self._before, self.values(end)
+        # Where there is no number, the last one counts: a crossing is seen when there is one again.
+        self._before = tuple(g0 if math.isnan(g1) else g1 for g0, g1 in zip(before, now, strict=True))
         found = []
-        for event, g0, g1 in zip(self.events, before, self._before, strict=True):
+        for event, g0, g1 in zip(self.events, before, now, strict=True):
             if event.crosses(g0, g1):
                 t = t1 if within is None or g1 == 0 else self._locate(event, t0, t1, within, g0, g1)
                 found.append(Occurrence(t, event))
@@ -194,15 +202,20 @@ class EventTracker:
     def _locate(
         self, event: Event, t0: float, t1: float, within: Callable[[float], Any], g0: float, g1: float
     ) -> float:
-        """Return the time of a crossing."""
+        """Return the time of a crossing; the end where the quantity isn't a number in between."""
         known = {0.0: g0, 1.0: g1}
 
         def g(s: float) -> float:
             if s not in known:
                 known[s] = self._evaluate(event.quantity, within(t0 + s * (t1 - t0))) - event.threshold
+            if math.isnan(known[s]):
+                raise _NoNumberError
             return known[s]
 
-        root = float(brentq(g, 0.0, 1.0, xtol=_WITHIN / 4, rtol=_WITHIN / 4))
+        try:
+            root = float(brentq(g, 0.0, 1.0, xtol=_WITHIN / 4, rtol=_WITHIN / 4))
+        except _NoNumberError:
+            return t1
         s = root if g(root) * g1 >= 0 else min(1.0, root + _WITHIN / 2)  # where it has crossed
         return t1 if s == 1.0 else t0 + s * (t1 - t0)
 

@@ -188,7 +188,7 @@ class _Run:
 
     def moment(self) -> Moment:
         """Return the present state: one object, as long as it is the present one."""
-        if self._moment is None or self._moment.z is not self.stepper.point.z:
+        if self._moment is None:
             self._moment = self._present()
         return self._moment
 
@@ -255,6 +255,7 @@ class _Run:
     def step(self) -> Status | None:
         """Take a step, record what is due, and return the run's end if this is it."""
         t0 = self.stepper.t
+        self._moment = None
         self.report = self.stepper.advance(self.target())
         happened = self.look(t0)
         report = self.report
@@ -289,6 +290,7 @@ class _Run:
         if self.ending is not None and self.ending.t < report.t:
             t = self.ending.t
             stepper.cut_short(t)
+            self._moment = None
             self.report = dataclasses.replace(report, t=t, dt=t - t0, theta=stepper.point.theta)
         return happened
 
@@ -369,6 +371,7 @@ def _loop(
             if status is None:
                 this.forget()
                 this.recorder.sync(this.state_dict)
+    this.complete()  # where the time ran out between a step and its end
     return status, this.message(status)
 
 

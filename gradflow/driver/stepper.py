@@ -130,7 +130,7 @@ class Stepper:
         self.integrator = integrator
         self.field = field
         self.n_steps = self.n_rejected = self.n_loss_increases = 0
-        self.point: Point = field.at(field.flow.initial(theta.detach()))
+        self.point: Point = field.start(theta.detach())
         self.before: Start | None = None
         self.result: StepResult | None = None
         self.error_if_unstable = False
@@ -303,7 +303,8 @@ class Stepper:
         start = self.before
         if self.result.interpolant is not None:
             return self.result.interpolant(1.0 - (start.end - t) / start.h)
-        return self.integrator.step(start.point, t - start.t, start.state).z
+        with self.field.looking():
+            return self.integrator.step(start.point, t - start.t, start.state).z
 
     @without_autocast()
     def cut_short(self, t: float) -> None:
@@ -321,6 +322,7 @@ class Stepper:
             "z": self.point.z,
             "known": None if self.point.known_value is None else tuple(self.point.known_value),
             "linearized": self.point.known_linearization is not None,
+            "moving": self.point.known_velocity is not None,
             "clock": self._clock.state(),
             "n_steps": self.n_steps,
             "n_rejected": self.n_rejected,
@@ -336,6 +338,8 @@ class Stepper:
         self.point = self.field.at(state["z"], None if known is None else Evaluation(*known))
         if state["linearized"]:
             _ = self.point.linearization  # whose graph a checkpoint can't hold
+        if state["moving"]:
+            _ = self.point.velocity  # which may take products
         self._state = self.integrator.load_state(state["integrator"], self.point)
         self._started, self._control = state["control"]
         self._clock.restore(state["clock"])

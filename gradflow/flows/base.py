@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from torch import Tensor
 
+from gradflow.errors import InvalidTypeError
 from gradflow.loss import LossFunction
 from gradflow.spectrum import Eigenpairs, SymmetricOperator
 from gradflow.variable import Variable
@@ -121,3 +122,22 @@ class Flow(ABC):
     def settings(self) -> dict[str, Any]:
         """Return the options by name, as resolved."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def check_vector(what: str, value: object, like: Tensor) -> Tensor:
+    """Return a tensor without its graph; refuse what hasn't the shape, the dtype and the device of another.
+
+    Raises
+    ------
+    InvalidTypeError
+    """
+    if isinstance(value, Tensor):
+        same = (value.shape, value.dtype, value.device) == (like.shape, like.dtype, like.device)
+        if same:
+            return value.detach()
+        got = f"shape {tuple(value.shape)} in {value.dtype} on {value.device}"
+    else:
+        got = type(value).__name__
+    raise InvalidTypeError(
+        f"Expected {what} as a Tensor of shape {tuple(like.shape)} in {like.dtype} on {like.device}, got {got}."
+    )

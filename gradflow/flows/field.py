@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradflow.flows.base import Flow
+from gradflow.errors import InvalidTypeError
+from gradflow.flows.base import Flow, check_vector
 from gradflow.flows.cost import Cost
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.point import Point
@@ -36,13 +38,15 @@ class Field:
     spectrum : SpectrumService
         Of the loss's Hessian.
     cost : Cost
+    looked : Cost
+        What :meth:`looking` has cost.
     """
 
     def __init__(self, loss: LossFunction, flow: Flow | None = None, *, keep_graph: bool = False) -> None:
         self.loss = loss
         self.flow = GradientFlow() if flow is None else flow
         self.spectrum = SpectrumService(loss)
-        self.cost = Cost()
+        self.cost, self.looked = Cost(), Cost()
         self._samples: dict[str, int] = {}  # of mini-batches, less than all of the data
         self._keep_graph = keep_graph
         self._stiffness = SpectrumService()  # of a Jacobian that isn't minus the Hessian
@@ -53,6 +57,24 @@ class Field:
     def __call__(self, z: Tensor) -> Tensor:
         """Evaluate dz/dt at z."""
         return Point(self, z, keep_graph=False).velocity
+
+    def start(self, theta: Tensor) -> Point:
+        """Return the point where the flow starts from θ.
+
+        Raises
+        ------
+        InvalidTypeError
+            If the flow's first state isn't flat, in θ's dtype and on its device, or hasn't a θ of that shape.
+        """
+        name, z = self.flow.name, self.flow.initial(theta)
+        if isinstance(z, Tensor) and z.dim() != 1:
+            raise InvalidTypeError(
+                f"Expected a flat first state of flow {name!r}, got shape {tuple(z.shape)}."
+            )
+        like = theta.new_empty(len(z)) if isinstance(z, Tensor) else theta
+        point = self.at(check_vector(f"the first state of flow {name!r}", z, like))
+        check_vector(f"θ of a state of flow {name!r}", point.theta, theta)
+        return point
 
     def at(self, z: Tensor, known: Evaluation | None = None) -> Point:
         """Return z as a point; loss and gradient there may be `known` already."""
@@ -106,6 +128,18 @@ class Field:
     def _count_third(self, n: int) -> None:
         self.count("n_third", n)
 
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Look at the flow without a trace: costs go to :attr:`looked`, later eigensolves start as they would."""
+        state, before = self.state_dict(), self.cost.copy()
+        try:
+            yield
+        finally:
+            spent = {name: n - getattr(before, name) for name, n in vars(self.cost).items()}
+            self.load_state_dict(state)
+            for name, n in spent.items():
+                setattr(self.looked, name, getattr(self.looked, name) + n)
+
     def part(self, loss: LossFunction, n_samples: int) -> Field:
         """Return the field of the loss over some samples, whose evaluations are counted here, by their share."""
         return _Part(loss, n_samples, self)
@@ -121,6 +155,7 @@ class Field:
         """Return the costs and what later eigensolves start from."""
         return {
             "cost": vars(self.cost).copy(),
+            "looked": vars(self.looked).copy(),
             "samples": dict(self._samples),
             "spectrum": self.spectrum.state_dict(),
             "stiffness": self._stiffness.state_dict(),
@@ -129,7 +164,7 @@ class Field:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
-        self.cost = Cost(**state["cost"])
+        self.cost, self.looked = Cost(**state["cost"]), Cost(**state["looked"])
         self._samples = dict(state["samples"])
         self.spectrum.load_state_dict(state["spectrum"])
         self._stiffness.load_state_dict(state["stiffness"])

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor
 
-from gradflow.errors import InvalidTypeError
-from gradflow.flows.base import Flow
+from gradflow.flows.base import Flow, check_vector
 
 if TYPE_CHECKING:
     from gradflow.flows.point import Point
@@ -31,24 +30,7 @@ class FunctionFlow(Flow):
 
     def velocity(self, point: Point) -> Tensor:
         """Call the function."""
-        velocity = self.function(point)
-        θ = point.theta
-        if (
-            not isinstance(velocity, Tensor)
-            or velocity.shape != θ.shape
-            or velocity.dtype != θ.dtype
-            or velocity.device != θ.device
-        ):
-            got = (
-                f"shape {tuple(velocity.shape)} in {velocity.dtype} on {velocity.device}"
-                if isinstance(velocity, Tensor)
-                else type(velocity).__name__
-            )
-            raise InvalidTypeError(
-                f"Expected flow(point) to return dθ/dt as a Tensor of shape {tuple(θ.shape)} in {θ.dtype} on "
-                f"{θ.device}, got {got}."
-            )
-        return velocity.detach()
+        return check_vector("flow(point) to return dθ/dt", self.function(point), point.theta)
 
     def settings(self) -> dict[str, Any]:
         """Name the function."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from gradflow.flows.base import check_vector
 from gradflow.loss import Evaluation, Linearization
 from gradflow.spectrum import Eigenpairs, Operator, SymmetricOperator
 
@@ -61,6 +62,11 @@ class Point:
     def known_linearization(self) -> Linearization | None:
         """The linearization if it has been computed."""
         return self.__dict__.get("linearization")
+
+    @property
+    def known_velocity(self) -> Tensor | None:
+        """The velocity if it has been computed."""
+        return self.__dict__.get("velocity")
 
     @property
     def evaluation(self) -> Evaluation:
@@ -122,7 +128,8 @@ class Point:
     @cached_property
     def velocity(self) -> Tensor:
         """dz/dt, of z's shape."""
-        return self.field.flow.velocity(self)
+        flow = self.field.flow
+        return check_vector(f"the velocity of flow {flow.name!r}", flow.velocity(self), self.z)
 
     @cached_property
     def jacobian(self) -> SymmetricOperator | None:

@@ -35,7 +35,7 @@ class Auto(Exprb43):
         P = loss.n_parameters
         keeps_graphs = loss.keeps_graphs(loss.dtype or torch.float64)
         wins = keeps_graphs and (P is None or P > DENSE_BELOW)
-        options = self.settings()
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         shared = {field.name for field in dataclasses.fields(RKC)} & set(options)
         asked_for = any(options[name] != getattr(type(self), name) for name in set(options) - shared)
         if asked_for or (wins and flow.gives == "symmetric jacobian"):

@@ -89,5 +89,10 @@ class StepDoubling(Integrator):
         first = step(point, h / 2, state)
         middle = point.field.at(first.z) if first.end is None else first.end
         second = step(middle, h / 2, first.state)
+        if any(each.h is not None for each in (whole, first, second)):
+            raise InvalidInputError(
+                f"ErrorControl can't double the steps of {self.method.name}, which says itself how long they are "
+                "(StepResult.h). Give its steps an error estimate, or use another controller."
+            )
         error = norm(second.z - whole.z) / (2**p - 1)
         return StepResult(second.z, error=error, state=second.state, end=second.end)

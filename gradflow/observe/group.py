@@ -180,8 +180,14 @@ class Observers:
                 )
 
     def _declare(self) -> None:
-        for observer in (self._run_state, *self._observers.values()):
+        ours = self._run_state.variables
+        for name, observer in self._observers.items():
+            if twice := sorted(ours.keys() & observer.variables.keys()):
+                raise InvalidInputError(
+                    f"{twice[0]!r}, which {name!r} observes, is recorded already. Give it another name."
+                )
             self.variables.update(observer.variables)
+        self.variables.update(ours)
 
 
 def _as_array(what: str, value: Any) -> np.ndarray:

@@ -182,6 +182,53 @@ def test_records_after_the_checkpoint_are_made_again(tmp_path):
     assert np.array_equal(whole.theta, again.theta)
 
 
+@pytest.mark.parametrize("method", ["rk4", "rkc", "exprb43"])
+@pytest.mark.parametrize(
+    "flow",
+    [gradflow.flows.ModifiedFlow(0.05), lambda point: -point.gradient - 0.1 * point.hvp(point.gradient)],
+)
+def test_a_velocity_that_takes_products_is_counted_once(method, flow, tmp_path):
+    """What a resumed run computes again isn't counted again."""
+    if callable(flow) and method == "exprb43":
+        pytest.skip("it needs a Jacobian")
+    whole, again = run_and_resume(
+        tmp_path / "x.nc", 3, lambda x: 0.5 * (x[0] * x[1] - 3) ** 2 + 0.1 * (x**4).sum(),
+        torch.tensor([1.0, 0.3], dtype=double), flow=flow, method=method, t_max=1.0, save_every=0.1,
+    )  # fmt: skip
+    assert differences(whole, again) == []
+
+
+def test_a_run_whose_time_is_up_has_its_last_record(tmp_path):
+    """Also where it was up between the step and its record, and where it was when the run went on."""
+    kwargs = {"method": "rk4", "step_size": 0.01, "t_max": 1.0, "save_every": 0.5}
+    start = torch.ones(2, dtype=double)
+
+    def bowl(x):
+        return 0.5 * (x**2).sum()
+
+    def sleeps(report):
+        time.sleep(0.02)
+
+    slow = gradflow.integrate(bowl, start, max_wall_time=0.05, callback=sleeps, **kwargs)
+    assert slow.attrs["status"] == "max_wall_time"
+    assert int(slow.step[-1]) == slow.attrs["n_steps"]
+    assert np.array_equal(slow.theta[-1], slow.params)
+    with pytest.raises(Died):
+        gradflow.integrate(
+            bowl,
+            start,
+            out=tmp_path / "x.nc",
+            checkpoint_every=1e-9,
+            sync_every=0,
+            callback=dies_after(7),
+            **kwargs,
+        )
+    late = gradflow.integrate(bowl, start, resume=tmp_path / "x.nc", max_wall_time=1e-9, **kwargs)
+    assert late.attrs["status"] == "max_wall_time"
+    assert int(late.step[-1]) == late.attrs["n_steps"] == 7
+    assert np.array_equal(late.theta[-1], late.params)
+
+
 def test_a_run_that_fails_at_once_when_resumed_has_its_last_record_completed(tmp_path, monkeypatch):
     """The last record of a failed run has everything, also where it was made before the run died."""
 

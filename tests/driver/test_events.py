@@ -182,15 +182,74 @@ def test_mini_batches_are_looked_at_at_the_records():
     assert int(ds.event_loss[-1]) == 1
 
 
-def test_events_do_not_change_the_run():
-    """But for records at their times, which a method with an interpolant doesn't land on."""
-    bare = run("exprb43", save_every=0.5)
-    watched = run("exprb43", [Event("sharpness", 5.0), Event("gradient_norm", 1.0)], save_every=0.5)
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("exprb43", {}),
+        ("rk4", {}),
+        ("dopri8", {}),
+        ("expeuler", {"stiff_dim": 1, "step_size": "ErrorControl(rtol=1e-3)"}),
+    ],
+)
+def test_events_do_not_change_the_run(method, options):
+    """But for records at their times; what locating them costs is counted as observing."""
+    bare = run(method, save_every=0.5, **options)
+    watched = run(method, [Event("sharpness", 5.0), Event("gradient_norm", 1.0)], save_every=0.5, **options)
+    assert watched.attrs["n_gradients_observing"] > bare.attrs["n_gradients_observing"]
     kept = watched.isel(time=np.flatnonzero(np.isin(watched.time, bare.time)))
     assert watched.sizes["time"] == bare.sizes["time"] + 2
     for name in bare.variables:
         if name != "wall_time":
             assert np.array_equal(kept[name], bare[name], equal_nan=True), name
+
+
+def test_looking_within_a_step_leaves_later_eigensolves_as_they_are():
+    """A doubled step of expeuler solves for eigenpairs in its middle, also where it is taken to locate an event."""
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(40, 40, generator=generator, dtype=double)
+    start = torch.randn(40, generator=generator, dtype=double)
+
+    def loss(x):
+        return 0.5 * x @ (A @ A.T / 40) @ x + 0.05 * (x**4).sum()
+
+    options = {"method": "expeuler", "stiff_dim": 3, "step_size": "ErrorControl(rtol=1e-3)", "t_max": 1.0}
+    bare = gradflow.integrate(loss, start, save_every=1.0, **options)
+    watched = gradflow.integrate(loss, start, save_every=1.0, events=[Event("loss", 5.0)], **options)
+    assert int(watched.event_loss.sum()) == 1
+    assert np.array_equal(watched.params, bare.params)
+    for name in ("n_gradients", "n_hvps"):
+        assert int(watched[name][-1]) == int(bare[name][-1])
+        assert watched.attrs[f"{name}_observing"] > bare.attrs[f"{name}_observing"]
+
+
+@pytest.mark.parametrize(("first", "last"), [(0.1, 0.9), (0.1, 1.1), (-1.0, 0.2)])
+def test_a_crossing_where_there_is_no_number_is_found_at_the_next_that_there_is(first, last):
+    """Between the ends of a step, at the end of one, and from the start."""
+
+    def gap(point):
+        return np.nan if first < point.t < last else point.t - 0.5
+
+    ds = gradflow.integrate(
+        lambda x: 0.5 * (x**2).sum(),
+        torch.ones(2, dtype=double),
+        method="exprb43",
+        step_size=1.0,
+        t_max=3.0,
+        save_every=3.0,
+        events=[Event(gap, terminal=True)],
+    )
+    at = {0.9: 1.0, 1.1: 2.0, 0.2: None}[last]
+    assert ds.attrs["status"] == (
+        "t_max" if at is None else "event"
+    )  # before the first number there is no side
+    assert float(ds.time[-1]) == (3.0 if at is None else at)
+
+
+def test_an_events_variable_is_its_own():
+    with pytest.raises(
+        InvalidInputError, match="'event_loss', which 'event_loss' observes, is recorded already"
+    ):
+        run(events=[Event("loss", 1.0)], observe={"event_loss": lambda point: point.loss})
 
 
 def test_a_resumed_run_has_the_events_of_the_uninterrupted_one(tmp_path):

@@ -159,6 +159,42 @@ def test_bad_flows_are_refused(flow, options, error, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize("method", ["gd", "rk4", "scipy:RK45"])
+@pytest.mark.parametrize(
+    ("part", "function", "message"),
+    [
+        ("velocity", lambda self, point: -point.gradient.sum(), r"the velocity of flow 'bad' .* got shape \(\) in"),
+        ("velocity", lambda self, point: -point.gradient.sum()[None], r"velocity of flow 'bad' .* got shape \(1,\)"),
+        ("velocity", lambda self, point: -point.gradient.float(), r"in torch\.float64 .* got .* in torch\.float32"),
+        ("velocity", lambda self, point: -point.gradient.numpy(), r"the velocity of flow 'bad' .* got ndarray"),
+        ("initial", lambda self, theta: theta[:, None], r"flat first state of flow 'bad', got shape \(2, 1\)"),
+        ("initial", lambda self, theta: theta.float(), r"first state of flow 'bad' .* got .* in torch\.float32"),
+        ("theta", lambda self, z: z[:1], r"θ of a state of flow 'bad' as a Tensor of shape \(2,\) .* got shape \(1,\)"),
+    ],
+)  # fmt: skip
+def test_a_flow_of_another_shape_or_dtype_is_refused(part, function, message, method):
+    """It would be broadcast, or would change the dtype of the run."""
+    body = {"name": "bad", "velocity": lambda self, point: -point.gradient, part: function}
+    bad = dataclass(frozen=True)(type("Bad", (gradflow.Flow,), body))()
+    options = {"lr": 0.01} if method == "gd" else {}
+    with pytest.raises(InvalidTypeError, match=message):
+        gradflow.solver(method, valley, START, flow=bad, **options)
+
+
+def test_a_velocity_keeps_no_graph():
+    strength = torch.ones(2, dtype=double, requires_grad=True)
+
+    @dataclass(frozen=True)
+    class Graphed(gradflow.Flow):
+        name = "graphed"
+
+        def velocity(self, point):
+            return -strength * point.gradient
+
+    point = Field(gradflow.LossFunction.from_callable(valley), Graphed()).at(START)
+    assert not point.velocity.requires_grad
+
+
 def test_an_option_that_flow_and_method_have_must_say_whose_it_is():
     with pytest.raises(
         UnknownOptionError, match=r"Both the flow 'modified' and the method 'gd' have an option 'lr'"

@@ -14,6 +14,7 @@ import gradflow
 from gradflow import LossFunction, open_run, problems, steps
 from gradflow.driver import Stepper
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, UnknownOptionError
+from gradflow.flows import GradientFlow
 from gradflow.integrators import (
     METHODS,
     ErrorControl,
@@ -263,6 +264,8 @@ def test_a_tolerance_that_is_given_is_that_of_the_phi_functions_too():
         ),
         ("ErrorControl(cap=SharpnessCap)", ErrorControl(cap=SharpnessCap())),
         ("FixedStep(0.1)", FixedStep(0.1)),
+        ("ErrorControl(max_step=inf)", ErrorControl()),
+        (repr(ErrorControl(cap=SharpnessCap(every=2.0))), ErrorControl(cap=SharpnessCap(every=2.0))),
     ],
 )
 def test_controllers_are_read_from_text(text, expected):
@@ -300,6 +303,40 @@ def test_controllers_are_read_from_text(text, expected):
 def test_what_is_no_controller_is_refused(given, error, message):
     with pytest.raises(error, match=message):
         METHODS["rk4"](step_size=given)
+
+
+@dataclass(frozen=True)
+class Halves(StepSize):
+    """A controller of a user's own, which no text names."""
+
+    def propose(self, point, t, step, state, *, fresh=False):
+        return Proposal(0.5, 0.5)
+
+
+@pytest.mark.parametrize("given", [ErrorControl(rtol=1e-6), "ErrorControl(rtol=1e-6)", Halves(), 0.5])
+def test_auto_hands_the_controller_on(given):
+    loss = LossFunction.from_callable(log_cosh()[0])
+    chosen = METHODS["auto"](step_size=given).choose(loss, GradientFlow())
+    assert chosen.step_size == METHODS["exprb43"](step_size=given).step_size
+
+
+@dataclass(frozen=True)
+class Short(Choosy):
+    """Euler's method, which shortens its steps itself."""
+
+    name: ClassVar[str] = "short"
+
+    def step(self, point, h, state):
+        h = min(h, 0.01)
+        return StepResult(point.z + h * point.velocity, h=h)
+
+
+def test_steps_that_a_method_shortens_are_not_doubled():
+    """Their lengths would be taken for those that were asked for."""
+    loss, start, _ = log_cosh()
+    stepper = Stepper(Short(ErrorControl(rtol=0.1)), Field(LossFunction.from_callable(loss)), start)
+    with pytest.raises(InvalidInputError, match=r"can't double the steps of short, .* \(StepResult\.h\)"):
+        stepper.advance()
 
 
 def test_the_record_names_the_controller(tmp_path):

@@ -1,13 +1,15 @@
 """Values that a checkpoint holds: classes by full names, found again under former ones."""
 
+import collections
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 import torch
 
 from gradflow import plain
-from gradflow.errors import GradflowError, ResumeError
+from gradflow.errors import GradflowError, InvalidTypeError, ResumeError
 from gradflow.integrators.rkc import _Sharpness
 from gradflow.plain import from_plain, restorable, to_plain
 
@@ -31,6 +33,25 @@ def test_values_return_as_they_were():
     assert again["y"] == sharpness
     assert again["z"] == 1.5
     assert to_plain(sharpness)["__class__"] == "gradflow.integrators.rkc._Sharpness"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [object(), slice(1), frozenset({1}), collections.deque([1]), collections.namedtuple("Pair", "a b")(1, 2)],
+)
+def test_what_a_checkpoint_cannot_hold_is_refused_when_it_is_written(value):
+    with pytest.raises(
+        InvalidTypeError, match=rf"can't hold a \S*{type(value).__name__}, which is part of a state"
+    ):
+        to_plain({"state": [value]})
+
+
+def test_what_is_plain_loads_without_running_code():
+    value = {"a": (None, True, 1, 1.5, 1j, "x", b"y"), "b": [torch.float64, torch.device("cpu"), {1, 2}]}
+    buffer = io.BytesIO()
+    torch.save(to_plain(value), buffer)
+    buffer.seek(0)
+    assert from_plain(torch.load(buffer, weights_only=True)) == value
 
 
 def test_classes_of_one_name_in_two_modules_are_told_apart():

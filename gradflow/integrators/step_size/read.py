@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import numbers
 from typing import Any
 
@@ -31,6 +32,11 @@ def read_step_size(given: Any) -> StepSize:
     1e-06
     >>> read_step_size(0.5)
     FixedStep(h=0.5, exact=True)
+
+    What a controller prints is read again:
+
+    >>> read_step_size("SharpnessCap(alpha=1.0, max_step=inf)").max_step
+    inf
     """
     if isinstance(given, str):
         given = _parse(given)
@@ -71,11 +77,13 @@ class _NeitherError(Exception):
 
 
 def _value(node: ast.expr) -> Any:
-    """Evaluate a literal; or the name or the call of a controller, whose arguments are of the same kind."""
+    """Evaluate a literal or ``inf``; or the name or the call of a controller, whose arguments are of the same kind."""
     try:
         return ast.literal_eval(node)
     except ValueError:
         pass
+    if isinstance(node, ast.Name) and node.id == "inf":
+        return math.inf
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name) or any(each.arg is None for each in call.keywords):
         raise _NeitherError
