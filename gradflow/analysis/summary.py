@@ -49,7 +49,9 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
         if np.isfinite(end[name]):
             result[name] = float(end[name])
     series = {name: run[variable][:, 0] for variable, name in SHARPNESS.items() if variable in run}
-    for name, sharpness in ({"sharpness": run.sharpness_used} | series).items():
+    if run.attrs.get("flow", "gradient") == "gradient":  # else steps are sized with rates of another flow
+        series = {"sharpness": run.sharpness_used} | series
+    for name, sharpness in series.items():
         known = sharpness.values[np.isfinite(sharpness.values)]
         if len(known):
             result[name] = float(known[-1])

@@ -271,15 +271,24 @@ def test_compare_never_overwrites_a_run(tmp_path):
 def test_options_of_a_library_are_passed_through(tmp_path):
     path = tmp_path / "x.nc"
     result = invoke(
-        *PROBLEM, "--method", "dopri5", "--t-max", 0.5, "--options", "safety=0.5,ifactor=2", "--out", path
+        *PROBLEM,
+        "--method",
+        "torchdiffeq:dopri5",
+        "--t-max",
+        0.5,
+        "--options",
+        "safety=0.5,ifactor=2",
+        "--out",
+        path,
     )
     assert result.exit_code == 0, result.output
     assert config(path)["options"]["options"] == {"safety": 0.5, "ifactor": 2}
-    result = invoke(*PROBLEM, "--method", "dopri5", "--t-max", 0.5, "--options", "safty=0.5")
+    result = invoke(*PROBLEM, "--method", "torchdiffeq:dopri5", "--t-max", 0.5, "--options", "safty=0.5")
     assert result.exit_code == 1
     assert "safty" in result.output
     assert (
-        "name=number" in invoke(*PROBLEM, "--method", "dopri5", "--t-max", 0.5, "--options", "safety").output
+        "name=number"
+        in invoke(*PROBLEM, "--method", "torchdiffeq:dopri5", "--t-max", 0.5, "--options", "safety").output
     )
 
 
