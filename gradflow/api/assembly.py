@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +15,39 @@ from gradflow.flows import Flow
 from gradflow.integrators import Integrator
 from gradflow.observe import Observers, RandomProjection
 from gradflow.plain import to_plain
-from gradflow.record import Layout, Record
+from gradflow.record import FileRecord, Layout, MemoryRecord, Record
 
 
-def make_layout(observers: Observers, theta: Tensor) -> Layout:
-    """Return the shape of the file, which the first record completes."""
+def make_record(
+    out: str | os.PathLike[str] | None,
+    observers: Observers,
+    theta: Tensor,
+    attrs: Mapping[str, Any],
+    identity: Mapping[str, str],
+    *,
+    overwrite: bool,
+    resume: bool,
+    anew: bool,
+    sync_every: float,
+    checkpoint_every: float,
+) -> Record:
+    """Make what keeps the records; their first one completes the shape of the file."""
     rows = {name: row for name, (row, _) in observers.coordinates.items()}
-    return Layout(observers.variables, observers.sizes, _dtype(theta), rows)
+    layout = Layout(observers.variables, observers.sizes, _dtype(theta), rows)
+    if out is None:
+        return MemoryRecord(layout, attrs)
+    return FileRecord(
+        out,
+        layout,
+        attrs,
+        static_variables(observers, theta),
+        identity,
+        overwrite=overwrite,
+        resume=resume,
+        anew=anew,
+        sync_every=sync_every,
+        checkpoint_every=checkpoint_every,
+    )
 
 
 def static_variables(observers: Observers, theta: Tensor) -> dict[str, np.ndarray]:

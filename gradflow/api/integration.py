@@ -18,7 +18,7 @@ from gradflow.api.arguments import initial_theta, make_dynamics, make_ends, make
 from gradflow.api.assembly import (
     Recorder,
     end_attributes,
-    make_layout,
+    make_record,
     run_attributes,
     static_variables,
     to_numpy,
@@ -35,7 +35,7 @@ from gradflow.integrators.registry import MethodLike
 from gradflow.loss import Loss, LossFunction, as_loss
 from gradflow.observe import Observed, Observers, name_observers, read_observers
 from gradflow.plain import from_plain
-from gradflow.record import FileRecord, MemoryRecord, Record, check_attributes, provenance
+from gradflow.record import Record, check_attributes, provenance
 
 
 def integrate(
@@ -204,13 +204,12 @@ def integrate(
         Field(loss, made), theta, integrator, saves, t_max, n_eigs, eigs_every, eigs_tol, grid, density_every,
         abridged_size, n_projections, projections_every, projection_seed, params_every, test, test_every,
     )  # fmt: skip
-    named = name_observers(ours, theirs := read_observers(observe))
+    theirs = read_observers(observe)
+    named = name_observers(ours, theirs)
     watched = make_events(loss, events, loss_goal, acc_goal)
     happening = {event.variable: event.describe() for event in watched if event.variable}
-    schedule, observers = (
-        make_schedule(named, saves, t_max),
-        Observers(fields, named, theta.numel(), happening),
-    )
+    schedule = make_schedule(named, saves, t_max)
+    observers = Observers(fields, named, theta.numel(), happening)
     ends = make_ends(t_max, max_steps, max_wall_time, watched, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
@@ -226,7 +225,9 @@ def integrate(
         n_projections=n_projections, projection_seed=projection_seed, n_threads=torch.get_num_threads(),
     )  # fmt: skip
     if theirs:
-        config["observe"] = {name: o.settings() for name, o in named.items() if o in theirs}
+        config["observe"] = {
+            name: o.settings() for name, o in named.items() if any(o is each for each in theirs)
+        }
     if happening:
         config["events"] = [event.settings() for event in watched if event.variable]
     identity = identity_of(config, loss, test, theta)
@@ -239,9 +240,8 @@ def integrate(
         return dataset
 
     stepper = Stepper(integrator, Field(loss, made, keep_graph=integrator.keep_graph), theta)
-    layout, static = make_layout(observers, theta), static_variables(observers, theta)
-    record = MemoryRecord(layout, attrs) if out is None else FileRecord(
-        out, layout, attrs, static, identity, overwrite=overwrite, resume=there == "unfinished",
+    record = make_record(
+        out, observers, theta, attrs, identity, overwrite=overwrite, resume=there == "unfinished",
         anew=resume == "auto", sync_every=sync_every, checkpoint_every=checkpoint_every,
     )  # fmt: skip
     try:
@@ -249,7 +249,7 @@ def integrate(
         outcome = run(
             stepper, schedule, Recorder(observers, record), ends, watched, progress=progress, start=start
         )
-        dataset = _ended(outcome, stepper, observers, record, static)
+        dataset = _ended(outcome, stepper, observers, record, static_variables(observers, theta))
     except BaseException as error:
         record.abandon(error)
         raise

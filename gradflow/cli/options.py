@@ -19,6 +19,7 @@ from gradflow.cli.values import CADENCE, first_sentence, members, parameter_docs
 from gradflow.errors import suggest
 from gradflow.flows import FLOWS
 from gradflow.integrators import METHODS
+from gradflow.integrators.registry import options_hint
 
 #: Arguments of integrate() that are Python objects, or that the command line says in another way.
 NOT_FLAGS = {"loss", "params", "test", "callback", "observe", "events", "resume", "options"}
@@ -243,7 +244,8 @@ class RunCommand(click.Command):
             flags = (param for param in self.params if not getattr(param, "hidden", False))
             own = (str(param.name) for param in flags if param.opts[0].startswith("--"))
             text = f"Method {method!r} has no option {name!r}; {suggest(name, valid, own)}"
-            raise click.UsageError(text, ctx) from None
+            hint = options_hint(method) if name == "options" else None
+            raise click.UsageError(hint or text, ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the help: its own flags, and those of a method that was asked for."""

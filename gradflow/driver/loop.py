@@ -230,14 +230,14 @@ class _Run:
         """Make the present state, with all quantities, the last record."""
         t, due = self.last_recorded
         if t != self.stepper.t:
-            self.record(self.moment(), self.schedule.groups)
+            self.record(self._present(), self.schedule.groups)
         elif due != self.schedule.groups:
-            self.recorder.amend(self.recorder.measure(self.moment(), self.schedule.groups - due))
+            self.recorder.amend(self.recorder.measure(self._present(), self.schedule.groups - due))
 
     def leave(self) -> None:
         """Record the present state, unless it is; a run that goes on from the checkpoint before drops this record."""
         if self.last_recorded[0] != self.stepper.t:
-            self.record(self.moment(), self.schedule.groups)
+            self.record(self._present(), self.schedule.groups)
 
     def target(self) -> float:
         """Return the time that the next step must not step over."""

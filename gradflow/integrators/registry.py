@@ -126,6 +126,17 @@ def method_class(method: MethodLike) -> type[Integrator]:
     return METHODS[given]
 
 
+def options_hint(name: str) -> str | None:
+    """Return where the option `options` of a method is now: plain names were torchdiffeq's methods before."""
+    reference = f"torchdiffeq:{name}"
+    if reference not in METHODS or "options" in option_names(METHODS[name]):
+        return None
+    return (
+        f"options are those of torchdiffeq's solver, and {name!r} is gradflow's own. Leave them out, or use "
+        f"method={reference!r}, which takes them."
+    )
+
+
 def make_integrator(method: MethodLike, options: Mapping[str, Any], also: Iterable[str] = ()) -> Integrator:
     """Make the integrator of a name with its options; an instance is returned as it is.
 
@@ -145,12 +156,8 @@ def make_integrator(method: MethodLike, options: Mapping[str, Any], also: Iterab
     cls = method_class(method)
     if not isinstance(method, Integrator):
         name = method if isinstance(method, str) else cls.name
-        reference = f"torchdiffeq:{name}"
-        if "options" in options and reference in METHODS and "options" not in option_names(cls):
-            raise UnknownOptionError(
-                f"options are those of torchdiffeq's solver, and {name!r} is gradflow's own. Leave them out, or use "
-                f"method={reference!r}, which takes them."
-            )
+        if "options" in options and (hint := options_hint(name)):
+            raise UnknownOptionError(hint)
         return build(cls, f"Method {name!r}", options, also)
     if options:
         raise UnknownOptionError(

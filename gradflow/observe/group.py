@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -80,11 +81,14 @@ class Observers:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what later measurements depend on: bases that eigensolves start from, random numbers, counts."""
+        each = {name: observer.state_dict() for name, observer in self._observers.items()}
+        for name, state in each.items():
+            _check_plain(name, state)
         return {
             "fields": [field.state_dict() for field in self._fields],
             "service": self._service.state_dict(),
             "sizes": dict(self.sizes),
-            "each": {name: observer.state_dict() for name, observer in self._observers.items()},
+            "each": each,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -188,6 +192,24 @@ def _as_array(what: str, value: Any) -> np.ndarray:
             f"{str(value)[:60]}."
         )
     return array
+
+
+def _check_plain(name: str, state: object) -> None:
+    """Refuse a state that a checkpoint could hold, but not give back."""
+    if isinstance(state, Mapping):
+        state = [*state.keys(), *state.values()]
+    if isinstance(state, list | tuple):
+        for part in state:
+            _check_plain(name, part)
+    elif not (
+        state is None
+        or isinstance(state, bool | int | float | complex | str | Tensor | np.ndarray | np.generic)
+        or dataclasses.is_dataclass(state)
+    ):
+        raise InvalidTypeError(
+            f"Expected the state of the observer {name!r} in dicts, lists and tuples of tensors, arrays, numbers and "
+            f"strings, which a checkpoint can hold, got {type(state).__name__}."
+        )
 
 
 def _is_nan(value: object) -> bool:

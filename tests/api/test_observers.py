@@ -506,6 +506,13 @@ def test_what_a_function_raises_says_whose_it_is(tmp_path):
     assert gradflow.open_run(tmp_path / "x.nc")["mine"].values.tolist() == [1.0, 1.0]
 
 
+def test_a_mistake_at_the_first_record_leaves_nothing_behind(tmp_path):
+    with pytest.raises(TypeError, match="as a number, an array or a tensor"):
+        descend(observe={"word": lambda point: "much"}, out=tmp_path / "x.nc")
+    assert list(tmp_path.iterdir()) == []
+    descend(observe={"word": lambda point: 1}, out=tmp_path / "x.nc").close()
+
+
 def test_a_kind_of_number_without_nan_is_refused():
     class Mine(Observer):
         variables = {"n": Variable(dtype="int64")}
@@ -515,6 +522,33 @@ def test_a_kind_of_number_without_nan_is_refused():
 
     with pytest.raises(ValueError, match='the dtype of \'n\' of Mine as "float32", "float64" or None'):
         descend(observe=[Mine()])
+
+
+def test_a_state_that_a_checkpoint_cannot_give_back_is_refused_at_the_start(tmp_path):
+    class Mine(Path):
+        def state_dict(self):
+            return {"found": [{1, 2}]}
+
+    with pytest.raises(TypeError, match=r"the state of the observer 'Mine' in dicts.* got set"):
+        descend(observe=[Mine()], out=tmp_path / "x.nc", callback=dies_after(1))
+
+
+def test_two_of_a_class_are_told_apart_by_their_names():
+    @dataclass
+    class Norm(Observer):
+        reference: torch.Tensor
+        called: str
+
+        def __post_init__(self):
+            self.variables = {self.called: Variable()}
+
+        def measure(self, point):
+            return {self.called: (point.theta - self.reference).norm()}
+
+    run = descend(observe=[Norm(ONES, "from_ones"), Norm(2 * ONES, "from_twos")])
+    assert set(json.loads(run.attrs["gradflow_config"])["observe"]) == {"Norm", "Norm 2"}
+    assert run.from_ones[0] == 0
+    assert run.from_twos[0] == pytest.approx(math.sqrt(3))
 
 
 def test_nan_is_a_value():

@@ -14,6 +14,7 @@ from gradflow import open_run, problems
 from gradflow.cli import main
 from gradflow.cli.options import NOT_FLAGS
 from gradflow.integrators import METHODS
+from gradflow.integrators.controlled import FlowMethod
 
 PROBLEM = ["run", "chebyshev-3-20", "regression", "mse"]
 
@@ -141,6 +142,8 @@ def read(value):
 def test_method_options_arrive(method, tmp_path):
     conflicts = {"sgd": {"dampening"}, "esgd": {"v"}}  # not with nesterov, not with the maximum
     left_out = {"options"} | conflicts.get(method, set())
+    if issubclass(METHODS[method], FlowMethod):  # whose step_size takes the place of other options
+        left_out.add("step_size")
     names = [field.name for field in dataclasses.fields(METHODS[method]) if field.name not in left_out]
     flags = {"batch_size": "minibatch_size"}
     given = {name: SPECIAL.get((method, name), METHOD_VALUES[name]) for name in names}
@@ -162,6 +165,19 @@ def test_method_options_arrive(method, tmp_path):
     assert stored == {name: read(given[name]) for name in names}
     defaults = {f.name: f.default for f in dataclasses.fields(METHODS[method])}
     assert all(stored[name] != defaults[name] for name in names)
+
+
+@pytest.mark.parametrize(
+    ("given", "stored"),
+    [
+        (["--step-size", 0.125], "FixedStep(h=0.125, exact=True)"),
+        (["-o", "step_size=ErrorControl(rtol=1e-5)"], "ErrorControl(rtol=1e-05, atol=1e-06, "),
+    ],
+)
+def test_a_step_size_arrives(given, stored, tmp_path):
+    result = invoke(*PROBLEM, "--method", "rk4", "--t-max", 0.5, "--out", tmp_path / "x.nc", *given)
+    assert result.exit_code == 0, result.output
+    assert config(tmp_path / "x.nc")["options"]["step_size"].startswith(stored)
 
 
 def test_problem_options_arrive(tmp_path):
@@ -290,6 +306,9 @@ def test_options_of_a_library_are_passed_through(tmp_path):
         "name=number"
         in invoke(*PROBLEM, "--method", "torchdiffeq:dopri5", "--t-max", 0.5, "--options", "safety").output
     )
+    result = invoke(*PROBLEM, "--method", "dopri5", "--t-max", 0.5, "--options", "safety=0.5")
+    assert result.exit_code == 2
+    assert "method='torchdiffeq:dopri5'" in result.output
 
 
 def test_info_and_compare_say_which_sharpness_the_threshold_bounds(tmp_path):
