@@ -235,12 +235,6 @@ class RunCommand(click.Command):
             method = check_method(chosen_method(ctx.meta[ARGS]))
             name = error.option_name[2:].replace("-", "_").removeprefix("no_")
             valid = (str(option.name) for option in method_flags(method))
-            if name == "options" and f"torchdiffeq:{method}" in METHODS:
-                raise click.UsageError(
-                    f"--options are those of torchdiffeq's solver, and {method!r} is gradflow's own. Leave them "
-                    f"out, or use --method torchdiffeq:{method}, which takes them.",
-                    ctx,
-                ) from None
             flags = (param for param in self.params if not getattr(param, "hidden", False))
             own = (str(param.name) for param in flags if param.opts[0].startswith("--"))
             text = f"Method {method!r} has no option {name!r}; {suggest(name, valid, own)}"

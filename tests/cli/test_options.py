@@ -122,7 +122,6 @@ def test_the_default_method_is_auto(tmp_path):
         (["--method", "adam", "-o", "betas=a,b"], "-o betas: expected a number, or several separated by commas"),
         (["-f", "lr=1"], "-f is an option of a flow: give --flow."),
         (["--flow", "modified"], "Flow 'modified' needs lr: give -f lr=…."),
-        (["--method", "dopri5", "--options", "safety=0.8"], "or use --method torchdiffeq:dopri5, which takes them."),
         (["--event", "los=1"], "No quantity 'los'; did you mean 'loss'? Valid: accuracy, gradient_norm, loss, sharp"),
         (["--event", "loss"], "expected NAME=VALUE[:rising|:falling][!], such as sharpness=20:rising! or loss=0.1"),
         (["--event", "loss=much"], "got 'loss=much'"),
