@@ -54,6 +54,14 @@ def test_an_option_means_what_its_own_method_says():
     assert "rtol=float" in words("methods", "scipy:RK45")
 
 
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("adam", "torch.optim.Adam"), ("elra", "gradflow.optim.ElraOptimizer"), ("esgd", "gradflow.optim.ESGD")],
+)
+def test_an_optimiser_says_where_it_is_from(name, where):
+    assert f"{where}, run as an integrator." in words("methods", name)
+
+
 def test_formulas_keep_their_lines():
     assert "\n    zₙ₊₁ = zₙ + h φ₁ F + h (16 φ₃ − 48 φ₄) D(U₂)" in invoke("methods", "exprb43").output
 
