@@ -386,6 +386,8 @@ def test_a_rate_of_another_flow_is_not_called_the_sharpness():
     found = [gradflow.summary(run).get("sharpness") for run in runs]
     assert found[1] is None
     assert (found[0], found[2]) == (pytest.approx(2.0), pytest.approx(2.0))
+    drawn = [np.isfinite(gradflow.plot.sharpness(run).lines[0].get_ydata()).any() for run in runs]
+    assert drawn == [True, False, True]
 
 
 def test_every_flow_has_a_name_and_a_source():
