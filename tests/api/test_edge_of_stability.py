@@ -46,7 +46,7 @@ def test_gradient_descent_trains_at_the_edge_and_the_flow_beyond_it():
 @needs_real_data
 def test_on_cifar_they_part_where_the_sharpness_crosses_the_threshold():
     train = short_cifar_flow()
-    lr, tick = 0.016, steps(10, of=0.016)
+    lr, tick = 0.016, steps(25, of=0.016)
     shared = {"t_max": 16.0, "save_every": tick, "n_eigs": 1, "n_projections": 100}
     gd = gradflow.integrate(train, method="gd", lr=lr, **shared)
     flow = gradflow.integrate(train, method="auto", rtol=1e-3, **shared)

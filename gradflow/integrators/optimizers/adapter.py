@@ -136,8 +136,8 @@ class TorchOptimizer(Integrator):
 
     def resolve(self, loss: LossFunction) -> TorchOptimizer:
         """Refuse mini-batches of a loss without data."""
-        if self.batch_size is not None and loss.n_samples is None:
-            raise InvalidInputError("batch_size needs a loss with data; this one is a callable.")
+        if self.batch_size is not None:
+            loss.check_rows("batch_size")
         return self
 
     def init(self, point: Point) -> OptimizerState:
