@@ -26,7 +26,7 @@ from typing import Any
 from mutants import Mutant, mutants
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = ("integrators", "spectrum", "loss", "driver", "observe", "record", "analysis")
+PARTS = ("flows", "integrators", "spectrum", "loss", "driver", "observe", "record", "analysis")
 NOTES = Path(__file__).with_name("mutation_survivors.json")
 #: Seconds that a mutant may take beyond three times those of its tests.
 GRACE = 60.0
@@ -262,7 +262,7 @@ def _write(target: Path, content: bytes) -> None:
 def files(given: list[str]) -> list[str]:
     """Return the files of the parts that have numerics, or those given."""
     roots = [ROOT / each for each in given] or [ROOT / "gradflow" / part for part in PARTS]
-    every = [p for root in roots for p in ([root] if root.suffix == ".py" else sorted(root.glob("*.py")))]
+    every = [p for root in roots for p in ([root] if root.suffix == ".py" else sorted(root.rglob("*.py")))]
     return [str(p.relative_to(ROOT)) for p in every if p.name != "__init__.py" and "plot" not in p.name]
 
 

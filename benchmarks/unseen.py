@@ -25,7 +25,8 @@ from common import publish
 from torch.utils.data import TensorDataset
 
 import gradflow
-from gradflow.integrators import exprb, unseen
+from gradflow.integrators import exprb
+from gradflow.integrators.phi import unseen
 from gradflow.loss.criteria import HalfSquaredError
 from gradflow.problems.datasets import chebyshev
 from gradflow.problems.networks import regression
@@ -38,7 +39,7 @@ METHODS = [("exprb43", 1e-4), ("exprb43", 1e-6), ("exprb32", 1e-4), ("exprb32", 
 def tolerance_alone() -> Iterator[None]:
     """Compute φ-functions to the tolerance, whatever the gradient doesn't see."""
     before = exprb.search, exprb._GROWTH
-    exprb.search, exprb._GROWTH = lambda *_: unseen.Search(False, 0.0, 0), math.inf
+    exprb.search, exprb._GROWTH = lambda *_: unseen.Search(False, 0.0), math.inf
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""Modules that have a new place: importing one says where it is now."""
+"""Modules and names that have a new place: importing one says where it is now."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import NoReturn
 
 #: Former name: what to import instead.
 MOVED = {
@@ -13,7 +14,7 @@ MOVED = {
     "gradflow.analysis.landscape_plot": "gradflow.plot",
     "gradflow.analysis.plot": "gradflow.plot",
     "gradflow.api.by_hand": "gradflow.api",
-    "gradflow.api.parts": "gradflow.api",
+    "gradflow.api.parts": "gradflow.api.assembly and gradflow.api.measurements",
     "gradflow.api.run": "gradflow.api",
     "gradflow.driver.status": "gradflow.status",
     "gradflow.integrators.capped": "gradflow.integrators.foreign.capped",
@@ -26,7 +27,7 @@ MOVED = {
     "gradflow.integrators.torch_methods": "gradflow.integrators.optimizers.registry",
     "gradflow.integrators.torch_optimizer": "gradflow.integrators.optimizers.adapter",
     "gradflow.integrators.unseen": "gradflow.integrators.phi.unseen",
-    "gradflow.loss.empirical": "gradflow.loss",
+    "gradflow.loss.empirical": "gradflow.loss.network",
     "gradflow.loss.source": "gradflow.loss",
     "gradflow.observe.observers": "gradflow.observe",
     "gradflow.optim.elra_boost": "gradflow.optim.elra",
@@ -39,6 +40,30 @@ MOVED = {
     "gradflow.record.run_record": "gradflow.record",
     "gradflow.spectrum.task": "gradflow.spectrum.eigenproblem",
 }
+
+#: Former public names: what to use instead.
+RENAMED = {
+    "gradflow.analysis.plot": "gradflow.plot",
+    "gradflow.integrators.Flow": "gradflow.flows.Field (gradflow.Flow is what flows)",
+    "gradflow.record.VARIABLES": "Observer.variables: each observer has its own",
+    "gradflow.record.Variable": "gradflow.Variable",
+}
+
+
+def refuse_former_name(module: str, name: str) -> NoReturn:
+    """Refuse a name that a module hasn't: the `__getattr__` of a package that had others before.
+
+    Raises
+    ------
+    ImportError
+        For a former name, with the new one in the message (an AttributeError's wouldn't be shown on import).
+    AttributeError
+        For any other.
+    """
+    full = f"{module}.{name}"
+    if full in RENAMED:
+        raise ImportError(f"{full} has moved: use {RENAMED[full]}.", name=full)
+    raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
 
 class Signpost:

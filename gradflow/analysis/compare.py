@@ -163,14 +163,20 @@ def governing_sharpness(run: xr.Dataset) -> tuple[str, xr.DataArray]:
     -------
     str
         The variable that it is taken from: ``effective_eigenvalue`` where recorded, else ``eigenvalue``; else
-        ``sharpness_used``, what the steps were sized with.
+        ``sharpness_used``, what the steps were sized with, as in :func:`sharpness_used`.
     xarray.DataArray
         λ₁ over time.
     """
     for name in ("effective_eigenvalue", "eigenvalue"):
         if name in run:
             return name, run[name][:, 0]
-    return "sharpness_used", run.sharpness_used
+    return "sharpness_used", sharpness_used(run)
+
+
+def sharpness_used(run: xr.Dataset) -> xr.DataArray:
+    """Return λ₁ that steps were sized with; NaN along another flow, whose steps are sized with its own rates."""
+    of_hessian = run.attrs.get("flow", "gradient") == "gradient"  # older files have no flow
+    return run.sharpness_used if of_hessian else run.sharpness_used.where(False)
 
 
 def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:

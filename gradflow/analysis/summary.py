@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from gradflow.analysis.compare import SHARPNESS, bounded_by_threshold, crossing_time
+from gradflow.analysis.compare import SHARPNESS, bounded_by_threshold, crossing_time, sharpness_used
 from gradflow.errors import InvalidInputError
 
 
@@ -49,7 +49,7 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
         if np.isfinite(end[name]):
             result[name] = float(end[name])
     series = {name: run[variable][:, 0] for variable, name in SHARPNESS.items() if variable in run}
-    for name, sharpness in ({"sharpness": run.sharpness_used} | series).items():
+    for name, sharpness in ({"sharpness": sharpness_used(run)} | series).items():
         known = sharpness.values[np.isfinite(sharpness.values)]
         if len(known):
             result[name] = float(known[-1])

@@ -107,8 +107,8 @@ def integrate(
     eigs_tol : float, default 1e-3
         Residual ‖Hv − λv‖/max|λ| to which they are computed.
     density_at : sequence of float, optional
-        Eigenvalues x, increasing, at which to record the spectral density of the Hessian with its standard
-        error: stochastic Lanczos quadrature with 10 random vectors of 80 products each, a record.
+        Eigenvalues x, increasing, at which to record the spectral density of the Hessian. With it comes its standard
+        error. Each record takes stochastic Lanczos quadrature with 10 random vectors of 80 products each.
     density_every : float, gradflow.steps or sequence of float, optional
         Cadence of the density. Default: every record.
     abridged_size : int, optional
@@ -125,7 +125,7 @@ def integrate(
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional
-        Their cadence. Default: every record.
+        Cadence of the test loss and accuracy. Default: every record.
     observe : sequence of Observer, or mapping of str to callable, optional
         What else to record: instances of :class:`gradflow.Observer`, or functions of the point by the name of the
         number or array that they return, as in ``{"weight_norm": lambda point: point.theta.norm()}``.

@@ -235,7 +235,8 @@ class RunCommand(click.Command):
             method = check_method(chosen_method(ctx.meta[ARGS]))
             name = error.option_name[2:].replace("-", "_").removeprefix("no_")
             valid = (str(option.name) for option in method_flags(method))
-            own = (str(param.name) for param in self.params if not getattr(param, "hidden", False))
+            flags = (param for param in self.params if not getattr(param, "hidden", False))
+            own = (str(param.name) for param in flags if param.opts[0].startswith("--"))
             text = f"Method {method!r} has no option {name!r}; {suggest(name, valid, own)}"
             hint = options_hint(method) if name == "options" else None
             raise click.UsageError(hint or text, ctx) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 from collections.abc import Sequence
@@ -75,6 +76,12 @@ def call(name: str, seed: int) -> Problem:
         raise click.UsageError(
             f"Module {module_name!r} has no function {function_name!r}; {suggest(function_name, functions)}"
         )
+    try:
+        inspect.signature(function).bind()
+    except TypeError as error:
+        raise click.UsageError(
+            f"{name} must take no arguments; it has {inspect.signature(function)}."
+        ) from error
     with torch.random.fork_rng(list(range(torch.cuda.device_count()))):
         torch.manual_seed(seed)
         returned = function()

@@ -31,6 +31,7 @@ from gradflow.cli.options import (
     options_of,
     read_assignments,
 )
+from gradflow.cli.values import EVENT, name_events
 from gradflow.errors import GradflowError, IntegrationWarning, InvalidInputError, suggest
 from gradflow.integrators import METHODS
 from gradflow.loss import LossFunction
@@ -59,6 +60,10 @@ _OF_NAMED = ("dtype", "device", "batch_size", "data")
 @click.option(
     "-f", "flow_options", multiple=True, metavar="NAME=VALUE", shell_complete=complete_assignment,
     help="An option of the flow; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--event", "events", multiple=True, type=EVENT, metavar="NAME=VALUE[:rising|:falling][!]",
+    help="Record where loss, accuracy, gradient_norm or sharpness crosses a value; ! ends the run there.",
 )  # fmt: skip
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the initial weights.")
 @click.option(
@@ -130,6 +135,7 @@ def run(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
             _refuse_callable(train, words)
             # The weights beside a run that has ended are its own.
             model = _model_path(out, overwrite=chosen["overwrite"] or (resume == "auto" and out.exists()))
+        chosen["events"] = name_events(chosen["events"])
         if flow is not None:
             chosen |= {"flow": flow, "flow_options": flow_options}
         with warnings.catch_warnings():
@@ -188,7 +194,13 @@ def _flow_options(flow: str | None, given: tuple[str, ...]) -> dict[str, Any]:
         return {}
     if flow not in flows():
         raise click.UsageError(f"No flow {flow!r}; {suggest(flow, flows())}")
-    return read_assignments("-f", given, options_of(flows()[flow]), f"Flow {flow!r}")
+    known = options_of(flows()[flow])
+    found = read_assignments("-f", given, known, f"Flow {flow!r}")
+    if needed := [
+        option.name for option in known if option.default == "required" and option.name not in found
+    ]:
+        raise click.UsageError(f"Flow {flow!r} needs {', '.join(needed)}: give -f {needed[0]}=….")
+    return found
 
 
 def _refuse_callable(loss: LossFunction, words: tuple[str, ...]) -> None:

@@ -9,14 +9,16 @@ import re
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import click
 import numpy as np
 
-from gradflow.driver import steps
-from gradflow.errors import GradflowError
+from gradflow.driver import Event, steps
+from gradflow.errors import GradflowError, UnknownNameError, suggest
+from gradflow.observe.quantities import QUANTITIES
 
 
 class Written(click.ParamType[Any]):
@@ -77,6 +79,39 @@ def read_times(text: str) -> list[float]:
     return times
 
 
+def read_event(text: str) -> Event:
+    """Read ``NAME=VALUE``: where a quantity crosses a value; ``:rising`` or ``:falling`` says how, ``!`` ends the run.
+
+    Examples
+    --------
+    >>> event = read_event("sharpness=20:rising!")
+    >>> event.quantity, event.threshold, event.direction, event.terminal
+    ('sharpness', 20.0, 'rising', True)
+    """
+    match = re.fullmatch(r"([^=]+)=([^:!]+)(?::(rising|falling))?(!?)", text)
+    if match is None:
+        raise ValueError(text)
+    name, value, direction, terminal = match.groups()
+    if name not in QUANTITIES:
+        raise UnknownNameError(f"No quantity {name!r}; {suggest(name, QUANTITIES)}")
+    return Event(name, float(value), direction=cast(Any, direction or "either"), terminal=bool(terminal))
+
+
+def name_events(events: Sequence[Event]) -> list[Event]:
+    """Rename events of one quantity from the second on: loss, loss_2, …, so that each has a variable of its own.
+
+    Examples
+    --------
+    >>> [event.name for event in name_events([read_event("loss=0.1"), read_event("loss=0.01")])]
+    ['loss', 'loss_2']
+    """
+    found: list[Event] = []
+    for event in events:
+        n = 1 + sum(other.quantity == event.quantity for other in found)
+        found.append(event if n == 1 else replace(event, name=f"{event.name}_{n}"))
+    return found
+
+
 def read_numbers(text: str) -> Any:
     """Read a number, or several separated by commas; ``none`` is None.
 
@@ -116,6 +151,9 @@ CADENCE = Written(
     f"a time such as 0.5, steps such as 10steps or 10steps@0.01 (of that size), or times such as {_TIMES}",
 )
 TIMES = Written("t1,t2,…", read_times, f"times such as {_TIMES}")
+EVENT = Written(
+    "event", read_event, "NAME=VALUE[:rising|:falling][!], such as sharpness=20:rising! or loss=0.1"
+)
 NUMBERS = Written("x1,x2,…", read_numbers, "a number, or several separated by commas")
 SETTINGS = Written("name=number,…", read_settings, "name=number, separated by commas")
 ANYTHING = Written("value", read_anything, "a value")

@@ -137,6 +137,11 @@ class Stepper:
         self._rule = rule
         self._clock = Clock()
         if not self.point.is_finite:
+            if math.isfinite(self.point.loss) and all_finite(self.point.gradient):
+                raise NonFiniteLossError(
+                    f"Expected a finite velocity of the flow {field.flow.name!r} at the initial θ, got NaN or inf; "
+                    "loss and gradient are finite there."
+                )
             raise NonFiniteLossError(
                 f"Expected a finite loss and gradient at the initial θ, got loss {self.point.loss}. Check the data for "
                 "NaN or inf, and the scale of the weights."

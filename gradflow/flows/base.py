@@ -42,6 +42,7 @@ class Flow(ABC):
     Attributes
     ----------
     name : str
+        Default: the name of the class.
     symmetric : bool
         The Jacobian is symmetric.
     raises_loss : bool
@@ -79,6 +80,11 @@ class Flow(ABC):
     raises_loss: ClassVar[bool] = True
     third_derivatives: ClassVar[bool] = False
     variables: ClassVar[Mapping[str, Variable]] = {}
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        if not hasattr(cls, "name"):
+            cls.name = cls.__name__
 
     def resolve(self, loss: LossFunction) -> Self:
         """Fill in the options whose defaults depend on the loss; raise where that can't be done."""

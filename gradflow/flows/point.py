@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor
 
+from gradflow.errors import InvalidInputError
 from gradflow.flows.base import check_vector
 from gradflow.loss import Evaluation, Linearization
 from gradflow.spectrum import Eigenpairs, Operator, SymmetricOperator
@@ -37,6 +38,7 @@ class Point:
         self._keep_graph = keep_graph
         self._with_accuracy = accuracy
         self._known: Evaluation | None = None
+        self._version: int | None = None  # of the gradient, as torch counts what is written in place
         self._pairs: tuple[float, Eigenpairs] | None = None
         self._rates: tuple[int, float, Eigenpairs] | None = None
         self._work: dict[Hashable, Any] = {}
@@ -80,6 +82,8 @@ class Point:
                 self._known = Evaluation(at.value, at.gradient, at.accuracy)
             else:
                 self._known = self.field.evaluate(self.theta, accuracy=self._with_accuracy)
+        if self._version is None:
+            self._version = self._known.gradient._version
         return self._known
 
     @cached_property
@@ -128,8 +132,16 @@ class Point:
     @cached_property
     def velocity(self) -> Tensor:
         """dz/dt, of z's shape."""
-        flow = self.field.flow
-        return check_vector(f"the velocity of flow {flow.name!r}", flow.velocity(self), self.z)
+        flow, before = self.field.flow, self.z._version
+        velocity = check_vector(f"the velocity of flow {flow.name!r}", flow.velocity(self), self.z)
+        if self.z._version != before or (
+            self._version is not None and self._evaluated().gradient._version != self._version
+        ):
+            raise InvalidInputError(
+                f"The flow {flow.name!r} wrote into what the point gave it (mul_, +=, point.theta[0] = …), "
+                "which the run goes on using. Make new tensors: v = -point.gradient - 0.1 * point.theta."
+            )
+        return velocity
 
     @cached_property
     def jacobian(self) -> SymmetricOperator | None:

@@ -1,5 +1,7 @@
 """The methods: one to a file; and how to get one by name."""
 
+from functools import partial
+
 from gradflow.flows import Cost, Field, Point
 from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
@@ -23,6 +25,7 @@ from gradflow.integrators.rkc import RKC
 from gradflow.integrators.runge_kutta import EmbeddedPair, FixedTableau
 from gradflow.integrators.step_size import ErrorControl, FixedStep, SharpnessCap, StepSize
 from gradflow.integrators.tableau import Tableau
+from gradflow.moved import refuse_former_name
 
 __all__ = [
     "AdaptiveGD",
@@ -60,3 +63,5 @@ __all__ = [
     "check_needs",
     "make_integrator",
 ]
+
+__getattr__ = partial(refuse_former_name, __name__)

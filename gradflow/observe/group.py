@@ -54,6 +54,11 @@ class Observers:
     ) -> None:
         self._fields = tuple(fields)
         self._observers = dict(observers)
+        for name, observer in observers.items():
+            if taken := sorted(observer.variables.keys() & (events or {}).keys()):
+                raise InvalidInputError(
+                    f"{name} records {taken[0]!r}, which is the variable of an event. Give one of them another name."
+                )
         self._run_state = RunState(self._fields[0].flow.third_derivatives, events or {})
         self._service = SpectrumService(self._fields[0].loss)  # of the points: ours keep their own bases
         self.variables: dict[str, Variable] = {}

@@ -107,6 +107,11 @@ def name_observers(
             n += 1
             name = f"{base} {n}"
         named[name] = observer
+        if not isinstance(observer.variables, Mapping):
+            raise InvalidTypeError(
+                f"Expected the variables of {name} as a mapping of names to gradflow.Variable, got "
+                f"{type(observer.variables).__name__}."
+            )
         for variable, row in (*observer.variables.items(), *_coordinates(name, observer)):
             _check_variable(name, variable, row, owners)
             owners[variable] = name
@@ -143,6 +148,10 @@ def _check_variable(name: str, variable: object, row: object, owners: Mapping[st
     if variable in owners:
         raise InvalidInputError(
             f"{name} records {variable!r}, which is a variable of {owners[variable]}. Give it another name."
+        )
+    if not isinstance(row.long_name, str) or not isinstance(row.units, str):
+        raise InvalidTypeError(
+            f"Expected long_name and units of {variable!r} of {name} as text, got {row.long_name!r} and {row.units!r}."
         )
     if row.dtype not in {None, "float32", "float64"}:
         raise InvalidInputError(

@@ -1,5 +1,8 @@
 """The record of a run: an xarray dataset, in netCDF."""
 
+from functools import partial
+
+from gradflow.moved import refuse_former_name
 from gradflow.record.base import Record
 from gradflow.record.file_record import FileRecord, differences
 from gradflow.record.files import write_atomically
@@ -24,3 +27,5 @@ __all__ = [
     "what_is_at",
     "write_atomically",
 ]
+
+__getattr__ = partial(refuse_former_name, __name__)

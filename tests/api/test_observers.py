@@ -490,6 +490,18 @@ def measuring(value, dims=(), name="thing"):
     return Mine()
 
 
+def unit_of(units):
+    observer = measuring({"thing": 1.0})
+    observer.variables = {"thing": Variable(units=units)}
+    return observer
+
+
+def listing():
+    observer = measuring({"thing": 1.0})
+    observer.variables = ["thing"]
+    return observer
+
+
 @pytest.mark.parametrize(
     ("observe", "kind", "message"),
     [
@@ -509,6 +521,8 @@ def measuring(value, dims=(), name="thing"):
         ([measuring({}, dims=("time",))], ValueError, "without time, which all have"),
         ([measuring({}, dims=("a", "a"))], ValueError, "to differ, got"),
         ([measuring({}, dims=("step",))], ValueError, "'step' is a dimension of 'thing' of Mine, and a variable"),
+        ([unit_of(3)], TypeError, "long_name and units of 'thing' of Mine as text, got '' and 3"),
+        ([listing()], TypeError, "the variables of Mine as a mapping of names to gradflow.Variable, got list"),
         ([Path(every=-1.0)], ValueError, "Expected every of Path"),
         ([Path(every="often")], TypeError, "Expected every of Path as a time"),
         ([measuring({}, dims=("a",))], ValueError, "The first record has no 'thing'.* Return NaN of its shape"),

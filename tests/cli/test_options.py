@@ -7,6 +7,7 @@ import pytest
 from click.shell_completion import ShellComplete
 from helpers.cli import config, invoke
 
+from gradflow import open_run
 from gradflow.cli import main
 from gradflow.cli.options import options_of
 from gradflow.integrators import METHODS
@@ -51,6 +52,14 @@ def test_an_option_means_what_its_own_method_says():
     assert "sample=shuffle|replacement|order" in rmsprop
     assert "lr=float Learning rate η. [required]" in words("methods", "polyak")
     assert "rtol=float" in words("methods", "scipy:RK45")
+
+
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [("adam", "torch.optim.Adam"), ("elra", "gradflow.optim.ElraOptimizer"), ("esgd", "gradflow.optim.ESGD")],
+)
+def test_an_optimiser_says_where_it_is_from(name, where):
+    assert f"{where}, run as an integrator." in words("methods", name)
 
 
 def test_formulas_keep_their_lines():
@@ -120,6 +129,13 @@ def test_the_default_method_is_auto(tmp_path):
         (["--method", "gd", "-o", "lr=1", "--lr", 2], "-o lr and --lr say the same; give one."),
         (["--method", "adam", "-o", "betas=a,b"], "-o betas: expected a number, or several separated by commas"),
         (["-f", "lr=1"], "-f is an option of a flow: give --flow."),
+        (["--flow", "modified"], "Flow 'modified' needs lr: give -f lr=…."),
+        (["--event", "los=1"], "No quantity 'los'; did you mean 'loss'? Valid: accuracy, gradient_norm, loss, sharp"),
+        (["--event", "loss"], "expected NAME=VALUE[:rising|:falling][!], such as sharpness=20:rising! or loss=0.1"),
+        (["--event", "loss=much"], "got 'loss=much'"),
+        (["--event", "loss=1:up"], "got 'loss=1:up'"),
+        (["--event", "loss=1!:rising"], "got 'loss=1!:rising'"),
+        (["--event", "loss=nan"], "Expected the threshold of an event to be finite, got nan."),
         (["--flow", "modifed"], "No flow 'modifed'; did you mean 'modified'? Valid: "),
     ],
 )  # fmt: skip
@@ -127,6 +143,20 @@ def test_mistakes(args, text):
     result = invoke(*PROBLEM, *args, "--t-max", 1)
     assert result.exit_code == 2
     assert text in result.output
+
+
+def test_events_are_recorded_and_end_the_run(tmp_path):
+    out = tmp_path / "x.nc"
+    events = ["--event", "loss=0.24:falling", "--event", "loss=0.23!", "--event", "gradient_norm=0:rising"]
+    result = invoke(*PROBLEM, "--dtype", "float64", "--method", "rk4", "--t-max", 50, *events, "--out", out)
+    assert result.exit_code == 0, result.output
+    with open_run(out) as run:
+        assert run.attrs["status"] == "event"
+        first, last = (run.train_loss.values[run[name] == 1] for name in ("event_loss", "event_loss_2"))
+        assert first == pytest.approx([0.24], abs=1e-7)
+        assert last == pytest.approx([0.23], abs=1e-7)
+        assert run.event_loss_2[-1] == 1
+        assert run.event_gradient_norm.sum() == 0
 
 
 def test_flows_are_listed_and_described():

@@ -38,6 +38,9 @@ def nothing():
 def four():
     return (*bowl(), 1)
 
+def wants(x):
+    pass
+
 def fails():
     raise RuntimeError("of my own")
 """
@@ -96,6 +99,7 @@ RETURNS = "to return a loss, (loss, test), or (loss, test or None, θ₀), got "
             [],
             f"{RETURNS}(function). A loss is a gradflow.LossFunction, or a function of θ with θ₀",
         ),
+        ("wants", [], "own_problem:wants must take no arguments; it has (x)."),
         ("losess", [], "Module 'own_problem' has no function 'losess'; did you mean 'losses'? Valid: "),
         (
             "loss",

@@ -309,6 +309,13 @@ def test_bad_events_are_refused(make, error, message):
     assert message in str(caught.value)
 
 
+def test_an_observer_cannot_take_the_variable_of_an_event():
+    with pytest.raises(
+        InvalidInputError, match="event_loss records 'event_loss', which is the variable of an event"
+    ):
+        run("exprb43", [Event("loss", 1.0)], observe={"event_loss": lambda point: 1.0})
+
+
 def test_one_event_needs_no_list():
     assert run("exprb43", Event("sharpness", 5.0, terminal=True)).attrs["status"] == "event"
 

@@ -8,7 +8,13 @@ import torch
 from scipy.integrate import solve_ivp
 
 import gradflow
-from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, UnknownOptionError
+from gradflow.errors import (
+    InvalidInputError,
+    InvalidTypeError,
+    NonFiniteLossError,
+    UnknownNameError,
+    UnknownOptionError,
+)
 from gradflow.flows import FLOWS, Field, ModifiedFlow
 from gradflow.flows.field import Differences
 
@@ -151,6 +157,9 @@ def test_optimisers_follow_no_flow():
         (3.0, {}, InvalidTypeError, "Expected flow as a name, a gradflow.Flow, or a function of the point, got float."),
         (lambda point: 0.0, {}, InvalidTypeError, "return dθ/dt as a Tensor of shape (2,) in torch.float64"),
         (lambda point: point.theta.float(), {}, InvalidTypeError, "got shape (2,) in torch.float32"),
+        (lambda point: point.theta.mul_(-1), {}, InvalidInputError, "'function' wrote into what the point gave it"),
+        (lambda point: -point.gradient.add_(point.theta), {}, InvalidInputError, "Make new tensors: v = "),
+        (lambda point: point.gradient / 0, {}, NonFiniteLossError, "a finite velocity of the flow 'function'"),
     ],
 )  # fmt: skip
 def test_bad_flows_are_refused(flow, options, error, message):
@@ -388,6 +397,33 @@ def test_the_flow_is_in_the_record_and_in_the_runs_identity(tmp_path):
         gradflow.integrate(
             valley, START, flow="modified", lr=0.1, method="rk4", t_max=0.1, out=out, resume="auto"
         )
+
+
+def test_a_flow_of_ones_own_is_called_as_its_class():
+    class Descent(gradflow.Flow):
+        def velocity(self, point):
+            return -point.gradient
+
+    assert (
+        gradflow.integrate(valley, START, flow=Descent(), method="rk4", t_max=0.1).attrs["flow"] == "Descent"
+    )
+
+
+def test_a_rate_of_another_flow_is_not_called_the_sharpness():
+    bowl, start = (lambda x: (x**2).sum()), torch.ones(3, dtype=double)
+    runs = [
+        gradflow.integrate(bowl, start, flow=flow, method="rk4", t_max=1.0, **options)
+        for flow, options in (
+            ("gradient", {}),
+            ("modified", {"lr": 0.1}),
+            ("modified", {"lr": 0.1, "n_eigs": 1}),
+        )
+    ]
+    found = [gradflow.summary(run).get("sharpness") for run in runs]
+    assert found[1] is None
+    assert (found[0], found[2]) == (pytest.approx(2.0), pytest.approx(2.0))
+    drawn = [np.isfinite(gradflow.plot.sharpness(run).lines[0].get_ydata()).any() for run in runs]
+    assert drawn == [True, False, True]
 
 
 def test_every_flow_has_a_name_and_a_source():

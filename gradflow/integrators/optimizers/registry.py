@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import typing
 from typing import Any
 
@@ -84,8 +85,9 @@ def method_of(cls: type[Optimizer], base: type[TorchOptimizer] | None = None) ->
         docs.append(f"{name} : object\n    {_DOCS.get(name, f'As in {cls.__name__}.')}")
     if "lr" in {field[0] for field in fields} and "lr" not in hints:
         hints["lr"] = float
-    where = f"``{cls.__module__.removesuffix('.' + cls.__name__.lower())}.{cls.__name__}``"
-    doc = f"{where}, run as an integrator.\n\nParameters\n----------\n" + "\n".join(docs) + "\n"
+    doc = (
+        f"``{_importable(cls)}``, run as an integrator.\n\nParameters\n----------\n" + "\n".join(docs) + "\n"
+    )
     body = {
         "name": cls.__name__.lower().removesuffix("optimizer"),
         "optimizer": cls,
@@ -96,6 +98,14 @@ def method_of(cls: type[Optimizer], base: type[TorchOptimizer] | None = None) ->
         f"Method{cls.__name__}", fields, bases=(base,), namespace=body, frozen=True, kw_only=True
     )
     return typing.cast("type[TorchOptimizer]", made)
+
+
+def _importable(cls: type) -> str:
+    """Return the shortest name by which a class can be imported."""
+    parts = cls.__module__.split(".")
+    packages = (".".join(parts[:n]) for n in range(1, len(parts)))
+    found = (each for each in packages if vars(sys.modules.get(each, object)).get(cls.__name__) is cls)
+    return f"{next(found, cls.__module__)}.{cls.__name__}"
 
 
 def _hints(cls: type[Optimizer]) -> dict[str, Any]:
