@@ -293,6 +293,7 @@ def test_controllers_are_read_from_text(text, expected):
         ("True", InvalidTypeError, "step_size to be a number, got bool True"),
         ("-0.1", InvalidInputError, "step_size > 0, got -0.1"),
         ("0", InvalidInputError, "step_size > 0, got 0"),
+        ("FixedStep(0)", InvalidInputError, "step_size > 0, got 0"),
         (-0.1, InvalidInputError, "step_size > 0, got -0.1"),
         (0, InvalidInputError, "step_size > 0, got 0"),
         (math.inf, InvalidInputError, "step_size to be finite"),

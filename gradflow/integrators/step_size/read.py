@@ -40,6 +40,8 @@ def read_step_size(given: Any) -> StepSize:
     """
     if isinstance(given, str):
         given = _parse(given)
+    if isinstance(given, FixedStep):
+        check_number("step_size", given.h, above=0)
     if isinstance(given, StepSize):
         return given
     if isinstance(given, numbers.Real):
