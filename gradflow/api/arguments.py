@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.driver import Ends, Event, Goal, Status, StepReport, check_events
+from gradflow.driver import Event, Goal, Status, StepReport, StopConditions, check_events
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
 from gradflow.flows import Flow, make_flow
 from gradflow.flows.registry import FlowLike, flow_class
@@ -90,13 +90,13 @@ def _goal(quantity: str, value: float, direction: Literal["rising", "falling"], 
     return Goal(quantity, value, direction=direction, terminal=True, ending=status)
 
 
-def make_ends(
+def make_stop_conditions(
     t_max: float | None,
     max_steps: int | None,
     max_wall_time: float | None,
     events: Iterable[Event],
     callback: Callable[[StepReport], Any] | None,
-) -> Ends:
+) -> StopConditions:
     """Check when the run is to end."""
     if max_steps is not None:
         check_count("max_steps", max_steps, least=1)
@@ -110,4 +110,4 @@ def make_ends(
             "The run has no end: give t_max, or max_steps, max_wall_time, loss_goal, acc_goal or an event that is "
             "terminal."
         )
-    return Ends(t_max, max_steps, max_wall_time, callback)
+    return StopConditions(t_max, max_steps, max_wall_time, callback)

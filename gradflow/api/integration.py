@@ -14,7 +14,7 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from gradflow.api.arguments import initial_theta, make_dynamics, make_ends, make_events
+from gradflow.api.arguments import initial_theta, make_dynamics, make_events, make_stop_conditions
 from gradflow.api.assembly import (
     Recorder,
     end_attributes,
@@ -210,7 +210,7 @@ def integrate(
     named = name_observers(ours, theirs, happening)
     schedule = make_schedule(named, saves, t_max)
     observers = Observers(fields, named, theta.numel(), happening)
-    ends = make_ends(t_max, max_steps, max_wall_time, watched, callback)
+    stop = make_stop_conditions(t_max, max_steps, max_wall_time, watched, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
     if on_failure not in ("return", "raise"):
@@ -247,7 +247,7 @@ def integrate(
     try:
         start = _take_up(record, observers, stepper)
         outcome = run(
-            stepper, schedule, Recorder(observers, record), ends, watched, progress=progress, start=start
+            stepper, schedule, Recorder(observers, record), stop, watched, progress=progress, start=start
         )
         dataset = _ended(outcome, stepper, observers, record, static_variables(observers, theta))
     except BaseException as error:

@@ -1,7 +1,7 @@
 """The driver: the only time loop."""
 
 from gradflow.driver.events import Event, Goal, check_events
-from gradflow.driver.loop import Ends, Moment, Outcome, Recorder, run
+from gradflow.driver.loop import Outcome, Recorder, run
 from gradflow.driver.schedule import (
     AtTimes,
     Cadence,
@@ -13,18 +13,20 @@ from gradflow.driver.schedule import (
     cadences,
     steps,
 )
+from gradflow.driver.snapshot import Snapshot
 from gradflow.driver.stepper import Stepper, StepReport
+from gradflow.driver.stop_conditions import StopConditions
 from gradflow.status import NumericalFailure, Status
 
 __all__ = [
     "AtTimes",
     "Cadence",
-    "Ends",
+    "StopConditions",
     "Event",
     "Goal",
     "EverySteps",
     "EveryTime",
-    "Moment",
+    "Snapshot",
     "NumericalFailure",
     "Outcome",
     "Recorder",

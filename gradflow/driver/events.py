@@ -25,7 +25,8 @@ class Event:
 
     Along a flow it is located within the step, by the method's interpolant or, for a method without one, by shorter
     steps, to 1e-6 of the step. An optimiser has events at its steps. Where steps see mini-batches, events are looked
-    for at the records. The state there is a record with all quantities, in which the variable ``event_NAME`` is 1.
+    for at the records. A quantity that crosses twice within one step has no event there. The state at an event is a
+    record with all quantities, in which the variable ``event_NAME`` is 1.
 
     Parameters
     ----------

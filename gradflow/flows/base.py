@@ -85,6 +85,13 @@ class Flow(ABC):
         super().__init_subclass__(**keywords)
         if not hasattr(cls, "name"):
             cls.name = cls.__name__
+        if "velocity" in vars(cls):
+            for name in ("jacobian", "rates"):
+                if name not in vars(cls) and getattr(cls, name) is not getattr(Flow, name):
+                    raise InvalidTypeError(
+                        f"{cls.__name__} has a velocity of its own and would inherit the {name} of another. Define "
+                        f"{name} too, or derive from gradflow.Flow."
+                    )
 
     def resolve(self, loss: LossFunction) -> Self:
         """Fill in the options whose defaults depend on the loss; raise where that can't be done."""

@@ -146,7 +146,14 @@ class Point:
     @cached_property
     def jacobian(self) -> SymmetricOperator | None:
         """∂f/∂z as an operator; None where the flow gives none."""
-        return self.field.flow.jacobian(self)
+        flow = self.field.flow
+        J = flow.jacobian(self)
+        if J is None and flow.gives != "velocity":
+            raise InvalidInputError(
+                f"{type(flow).__name__}.jacobian returned None. Return an operator, such as point.operator(…), or "
+                "don't define it."
+            )
+        return J
 
     def rates(self, k: int, *, tol: float) -> Eigenpairs:
         """Compute the k largest rates of the flow, the eigenvalues of −∂f/∂z, once."""

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from gradflow.driver import Moment
+from gradflow.driver import Snapshot
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.flows import Field
 from gradflow.observe.base import Observer
@@ -54,11 +54,6 @@ class Observers:
     ) -> None:
         self._fields = tuple(fields)
         self._observers = dict(observers)
-        for name, observer in observers.items():
-            if taken := sorted(observer.variables.keys() & (events or {}).keys()):
-                raise InvalidInputError(
-                    f"{name} records {taken[0]!r}, which is the variable of an event. Give one of them another name."
-                )
         self._run_state = RunState(self._fields[0].flow.third_derivatives, events or {})
         self._service = SpectrumService(self._fields[0].loss)  # of the points: ours keep their own bases
         self.variables: dict[str, Variable] = {}
@@ -67,6 +62,7 @@ class Observers:
         self.sizes |= {name: len(values) for name, (_, values) in self.coordinates.items()}
         self._begun = False
         self._last: ObservedPoint | None = None
+        self._check_names()
         self._declare()
 
     @property
@@ -107,9 +103,9 @@ class Observers:
         self._begun = True
         self._declare()
 
-    def measure(self, moment: Moment, due: Collection[str]) -> dict[str, Any]:
+    def measure(self, snapshot: Snapshot, due: Collection[str]) -> dict[str, Any]:
         """Measure what is due; time, step and cost always."""
-        point = self._point(moment)
+        point = self._point(snapshot)
         values = self._run_state.measure(point)
         for name, observer in self._observers.items():
             if name in due:
@@ -119,22 +115,22 @@ class Observers:
             self._begun = True
         return {name: value for name, value in values.items() if not _is_nan(value)}
 
-    def quantity(self, quantity: str | Callable[[Any], Any], moment: Moment) -> float:
+    def quantity(self, quantity: str | Callable[[Any], Any], snapshot: Snapshot) -> float:
         """Evaluate the quantity of an event."""
         try:
-            return evaluate(quantity, self._point(moment))
+            return evaluate(quantity, self._point(snapshot))
         except Exception as error:
-            error.add_note(f"Raised by the quantity of an event at t = {moment.t:.6g}.")
+            error.add_note(f"Raised by the quantity of an event at t = {snapshot.t:.6g}.")
             raise
 
     def forget(self) -> None:
         """Let the last point go: the graphs that it holds take memory that the next step needs."""
         self._last = None
 
-    def _point(self, moment: Moment) -> ObservedPoint:
-        """Return a moment as observers see it; events and records of one moment share what is computed there."""
-        if self._last is None or self._last.moment is not moment:
-            self._last = ObservedPoint(self._fields[0], moment, self._service)
+    def _point(self, snapshot: Snapshot) -> ObservedPoint:
+        """Return a snapshot as observers see it; events and records of one snapshot share what is computed there."""
+        if self._last is None or self._last.snapshot is not snapshot:
+            self._last = ObservedPoint(self._fields[0], snapshot, self._service)
         return self._last
 
     def _values(self, name: str, observer: Observer, point: ObservedPoint) -> dict[str, Any]:
@@ -185,14 +181,18 @@ class Observers:
                 )
 
     def _declare(self) -> None:
-        ours = self._run_state.variables
-        for name, observer in self._observers.items():
-            if twice := sorted(ours.keys() & observer.variables.keys()):
-                raise InvalidInputError(
-                    f"{twice[0]!r}, which {name!r} observes, is recorded already. Give it another name."
-                )
+        for observer in (*self._observers.values(), self._run_state):
             self.variables.update(observer.variables)
-        self.variables.update(ours)
+
+    def _check_names(self) -> None:
+        """Refuse variables that two record, such as an observer and the flow, or an event."""
+        owners = dict.fromkeys(self._run_state.variables, "the run or an event")
+        for name, observer in self._observers.items():
+            for variable in observer.variables:
+                if owners.setdefault(variable, name) != name:
+                    raise InvalidInputError(
+                        f"{name} records {variable!r}, which is a variable of {owners[variable]}. Give it another name."
+                    )
 
 
 def _as_array(what: str, value: Any) -> np.ndarray:

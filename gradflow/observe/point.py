@@ -8,7 +8,7 @@ from functools import cached_property
 from torch import Tensor
 
 from gradflow.checks import check_count
-from gradflow.driver import Moment
+from gradflow.driver import Snapshot
 from gradflow.flows import Field, Point
 from gradflow.loss import Evaluation, Linearization
 from gradflow.spectrum import Eigenpairs, SpectrumService
@@ -26,7 +26,7 @@ class ObservedPoint(Point):
 
     Attributes
     ----------
-    moment : Moment
+    snapshot : Snapshot
         What the driver records: cost, size of the last step.
     t : float
         Time.
@@ -36,13 +36,13 @@ class ObservedPoint(Point):
         The flow's state, flat; for most flows it is θ.
     """
 
-    def __init__(self, field: Field, moment: Moment, service: SpectrumService) -> None:
-        super().__init__(field, moment.z.detach().clone(), keep_graph=False, accuracy=field.loss.classifies)
-        self.moment = moment
-        self.t = moment.t
-        self.step = moment.step
+    def __init__(self, field: Field, snapshot: Snapshot, service: SpectrumService) -> None:
+        super().__init__(field, snapshot.z.detach().clone(), keep_graph=False, accuracy=field.loss.classifies)
+        self.snapshot = snapshot
+        self.t = snapshot.t
+        self.step = snapshot.step
         self._service = service
-        run = moment.point
+        run = snapshot.point
         self._run = run if run is not None and field.is_of(run.field.loss) else None
         self._others: dict[int, ObservedPoint] = {}
 
@@ -79,7 +79,7 @@ class ObservedPoint(Point):
     @cached_property
     def linearization(self) -> Linearization:
         """Value, gradient and Hessian–vector products at θ; costs a gradient unless the run has it."""
-        run = self.moment.point
+        run = self.snapshot.point
         found = self.field.linearize(self.theta) if run is None else self.field.linearize_again(run)
         return found.with_copies()
 
@@ -115,18 +115,18 @@ class ObservedPoint(Point):
             pairs = each.known(k, self.theta, tol=tol)
             if pairs is not None:
                 return pairs
-        run = self.moment.point
+        run = self.snapshot.point
         start = None if run is None else run.field.spectrum.basis
         return service.top(k, self.linearization, tol=tol, start=start)
 
     def preconditioner(self) -> Tensor | None:
         """Return the diagonal P of the optimiser's preconditioner, shape (P,); None if there is none (yet)."""
-        return self.moment.preconditioner()
+        return self.snapshot.preconditioner()
 
     def of(self, field: Field) -> ObservedPoint:
         """Return the same point of another field, such as that of a part of the data."""
         if field is self.field:
             return self
         if id(field) not in self._others:
-            self._others[id(field)] = ObservedPoint(field, self.moment, self._service)
+            self._others[id(field)] = ObservedPoint(field, self.snapshot, self._service)
         return self._others[id(field)]

@@ -141,10 +141,6 @@ def _check_variable(name: str, variable: object, row: object, owners: Mapping[st
         raise InvalidTypeError(
             f"Expected the variable {variable!r} of {name} as a gradflow.Variable, got {type(row).__name__}."
         )
-    if not isinstance(row.units, str) or not isinstance(row.long_name, str):
-        raise InvalidTypeError(
-            f"Expected units and long_name of {variable!r} of {name} as str, got {row.units!r} and {row.long_name!r}."
-        )
     if variable in owners:
         raise InvalidInputError(
             f"{name} records {variable!r}, which is a variable of {owners[variable]}. Give it another name."

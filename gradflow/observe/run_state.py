@@ -50,16 +50,16 @@ class RunState(Observer):
         self.variables = variables | happened  # type: ignore[misc]
 
     def measure(self, point: ObservedPoint) -> dict[str, Any]:
-        """Read the moment."""
-        moment = point.moment
+        """Read the snapshot."""
+        snapshot = point.snapshot
         values = {
-            "time": moment.t,
-            "step": moment.step,
-            "step_size": moment.step_size,
-            "sharpness_used": moment.sharpness_used,
-            "n_gradients": moment.cost.n_gradients,
-            "n_hvps": moment.cost.n_hvps,
-            "n_third": moment.cost.n_third,
-            "wall_time": moment.wall_time,
+            "time": snapshot.t,
+            "step": snapshot.step,
+            "step_size": snapshot.step_size,
+            "sharpness_used": snapshot.sharpness_used,
+            "n_gradients": snapshot.cost.n_gradients,
+            "n_hvps": snapshot.cost.n_hvps,
+            "n_third": snapshot.cost.n_third,
+            "wall_time": snapshot.wall_time,
         }
         return {name: values[name] for name in self.variables if name in values}

@@ -614,7 +614,7 @@ def test_units_are_text(tmp_path):
     class Mine(Path):
         variables = {"path": Variable(units=None)}
 
-    with pytest.raises(TypeError, match="units and long_name of 'path' of Mine as str, got None"):
+    with pytest.raises(TypeError, match="long_name and units of 'path' of Mine as text, got '' and None"):
         descend(observe=[Mine()], out=tmp_path / "x.nc")
     assert not list(tmp_path.iterdir())
 

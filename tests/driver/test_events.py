@@ -245,13 +245,6 @@ def test_a_crossing_where_there_is_no_number_is_found_at_the_next_that_there_is(
     assert float(ds.time[-1]) == (3.0 if at is None else at)
 
 
-def test_an_events_variable_is_its_own():
-    with pytest.raises(
-        InvalidInputError, match="'event_loss', which 'event_loss' observes, is recorded already"
-    ):
-        run(events=[Event("loss", 1.0)], observe={"event_loss": lambda point: point.loss})
-
-
 def test_a_resumed_run_has_the_events_of_the_uninterrupted_one(tmp_path):
     def events():
         return [Event("sharpness", 5.0), Event(lambda point: point.theta[0], 1.5, name="late")]
@@ -309,11 +302,21 @@ def test_bad_events_are_refused(make, error, message):
     assert message in str(caught.value)
 
 
-def test_an_observer_cannot_take_the_variable_of_an_event():
+def test_a_flow_cannot_take_the_variable_of_an_event():
+    class Climb(gradflow.Flow):
+        name = "climb"
+        variables = {"event_loss": gradflow.Variable()}
+
+        def velocity(self, point):
+            return point.gradient
+
+        def measure(self, point):
+            return {"event_loss": 1.0}
+
     with pytest.raises(
-        InvalidInputError, match="event_loss records 'event_loss', which is the variable of an event"
+        InvalidInputError, match="records 'event_loss', which is a variable of the run or an event"
     ):
-        run("exprb43", [Event("loss", 1.0)], observe={"event_loss": lambda point: 1.0})
+        run("rk4", [Event("loss", 1.0)], flow=Climb())
 
 
 def test_one_event_needs_no_list():

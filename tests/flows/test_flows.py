@@ -377,7 +377,7 @@ def test_the_loss_may_rise_along_a_flow_that_says_so_and_only_there():
     assert climb.train_loss[-1] > climb.train_loss[0]
     assert (climb.attrs["n_loss_increases"], climb.attrs["n_rejected_steps"]) == (0, 0)
 
-    class Descent(WeightDecay):
+    class Descent(gradflow.Flow):
         name = "descent"
         raises_loss = False
 
@@ -430,3 +430,27 @@ def test_every_flow_has_a_name_and_a_source():
     for name, cls in FLOWS.items():
         assert cls.name == name
         assert len(cls.__doc__) > 100
+
+
+def test_a_velocity_of_its_own_has_no_jacobian_of_another():
+    with pytest.raises(
+        InvalidTypeError, match=r"would inherit the jacobian of another\. Define jacobian too"
+    ):
+
+        class Faster(WeightDecay):
+            def velocity(self, point):
+                return -2 * point.gradient
+
+
+def test_a_jacobian_that_is_none_is_refused():
+    class Nothing(gradflow.Flow):
+        symmetric = True
+
+        def velocity(self, point):
+            return -point.gradient
+
+        def jacobian(self, point):
+            return None
+
+    with pytest.raises(InvalidInputError, match=r"Nothing\.jacobian returned None\. Return an operator"):
+        end(flow=Nothing(), method="exprb43")
