@@ -188,7 +188,7 @@ class _Run:
     def step(self) -> Status | None:
         """Take a step, record what is due, and return the run's end if this is it."""
         t0 = self.stepper.t
-        self._snapshot = None
+        self.forget()
         self.report = self.stepper.advance(self.target())
         happened = self.look(t0)
         report = self.report
@@ -223,7 +223,7 @@ class _Run:
         if self.ending is not None and self.ending.t < report.t:
             t = self.ending.t
             stepper.cut_short(t)
-            self._snapshot = None
+            self.forget()
             self.report = dataclasses.replace(report, t=t, dt=t - t0, theta=stepper.point.theta)
         return happened
 

@@ -71,9 +71,9 @@ class StepReport:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a step started: point and integrator's state; and from when to when it went, with its size."""
+    """Where a step started: point, where it is needed, and integrator's state; from when to when, and its size."""
 
-    point: Point
+    point: Point | None
     state: Any
     t: float
     end: float
@@ -224,7 +224,7 @@ class Stepper:
 
     def _fit(self, proposal: Proposal, limit: float, target: float) -> tuple[float, bool]:
         """Return the size to try, and whether the step lands on the target."""
-        h, cap, lands = min(proposal.h, limit), min(proposal.cap, limit), False
+        h, cap = min(proposal.h, limit), min(proposal.cap, limit)
         if self.integrator.discrete:
             return h, False
         h, lands = fit_step(h, cap, self.t, target)
@@ -282,7 +282,8 @@ class Stepper:
             self._clock.set(self.n_steps * h)
         else:
             self._clock.add(h)
-        self.before = Start(before, before_state, before_t, self.t, h)
+        stays = result.interpolant is None and not self.integrator.discrete  # its graph may be large
+        self.before = Start(before if stays else None, before_state, before_t, self.t, h)
         pairs = proposal.pairs if result.pairs is None else result.pairs
         values = _trusted(pairs, by_product=result.pairs is not None)
         measured = with_eigenvectors and pairs is not None and pairs.vectors.shape[1] == len(pairs)
@@ -308,6 +309,7 @@ class Stepper:
         start = self.before
         if self.result.interpolant is not None:
             return self.result.interpolant(1.0 - (start.end - t) / start.h)
+        assert start.point is not None
         with self.field.looking():
             return self.integrator.step(start.point, t - start.t, start.state).z
 

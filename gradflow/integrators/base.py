@@ -55,6 +55,11 @@ class StepResult:
     pairs: Eigenpairs | None = None
     loss: float | None = None
 
+    @property
+    def theta(self) -> Tensor:
+        """`z` by its former name."""
+        return self.z
+
 
 #: What methods of an integrator were called before.
 _FORMER = {

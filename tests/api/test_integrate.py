@@ -415,7 +415,7 @@ def test_no_usable_sharpness_is_a_status():
 
 
 def test_the_built_in_cap_is_a_failure(monkeypatch):
-    monkeypatch.setattr("gradflow.driver.loop.STEP_CAP", 10)
+    monkeypatch.setattr("gradflow.driver.stop_conditions.STEP_CAP", 10)
     with pytest.warns(gradflow.IntegrationWarning, match="built-in cap"):
         ds = gradflow.integrate(bowl, ONES, method="gd", lr=0.1, t_max=100.0)
     assert (ds.attrs["status"], ds.attrs["n_steps"]) == ("step_cap", 10)

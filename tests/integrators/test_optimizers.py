@@ -401,7 +401,7 @@ def test_a_step_is_a_function_of_its_state():
         "nesterov": {"lr": 0.02},
     }.items():
         integrator = METHODS[name](**options)
-        flow = gradflow.integrators.Flow(problem(double))
+        flow = gradflow.flows.Field(problem(double))
         point = flow.at(flow.loss.parameters())
         state = integrator.step(point, 0.1, integrator.init(point)).state
         kept = copy.deepcopy(state.saved)

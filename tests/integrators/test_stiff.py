@@ -686,8 +686,12 @@ def test_auto_chooses_by_size_and_memory_and_says_so():
 def test_auto_asks_for_graphs_in_the_dtype_of_the_loss(dtype):
     """A callable has none; float64 stands for it."""
     asked = []
-    source = SimpleNamespace(keeps_graphs=lambda theta: asked.append(theta.dtype) or True)
-    loss = SimpleNamespace(n_parameters=1000, dtype=dtype, memory_budget=2**30, source=source)
+    loss = SimpleNamespace(
+        n_parameters=1000,
+        dtype=dtype,
+        memory_budget=2**30,
+        keeps_graphs=lambda dtype: asked.append(dtype) or True,
+    )
     assert METHODS["auto"]().choose(loss, GradientFlow()).name == "exprb43"
     assert asked == [dtype or torch.float64]
 

@@ -30,7 +30,7 @@ PRECONDITIONED = [
 def test_the_preconditioner_is_what_the_optimiser_divides_by(method, options):
     """P from the state gives the very update of the last step: θ' = θ − η P⁻¹ m, m the momentum as it is stored."""
     integrator = METHODS[method](**({"lr": 0.02} | options))
-    flow = gradflow.integrators.Flow(gradflow.LossFunction.from_callable(coupled))
+    flow = gradflow.flows.Field(gradflow.LossFunction.from_callable(coupled))
     theta = torch.tensor([1.0, -2.0, 0.5], dtype=double)
     state = integrator.init(flow.at(theta))
     assert integrator.preconditioner(state) is None
@@ -62,7 +62,7 @@ def test_effective_eigenvalues_are_those_of_the_preconditioned_hessian(method, o
     run = gradflow.integrate(coupled, theta, method=method, max_steps=8, n_eigs=2, eigs_tol=1e-10, **kwargs)
     assert np.isnan(run.effective_eigenvalue[0]).all()
     integrator = METHODS[method](**kwargs)
-    flow = gradflow.integrators.Flow(gradflow.LossFunction.from_callable(coupled))
+    flow = gradflow.flows.Field(gradflow.LossFunction.from_callable(coupled))
     state = integrator.init(flow.at(theta))
     for k in range(8):
         result = integrator.step(flow.at(theta), 0.02, state)
