@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradflow.driver import Outcome, Stepper
 from gradflow.flows import Flow
-from gradflow.integrators import Integrator
+from gradflow.integrators import ErrorControl, Integrator
 from gradflow.observe import Observers, RandomProjection
 from gradflow.plain import to_plain
 from gradflow.record import FileRecord, Layout, MemoryRecord, Record
@@ -91,10 +91,15 @@ def run_attributes(
         "stability_threshold": integrator.stability_threshold,
         "stability_threshold_formula": integrator.threshold_formula,
         "stability_threshold_of": _bounded_by_threshold(integrator),
-        "error_norm": integrator.error_norm,
+        "error_norm": _error_norm(integrator),
         "projection_kind": RandomProjection.kind if n_projections else None,
         "projection_seed": projection_seed if n_projections else None,
     }
+
+
+def _error_norm(integrator: Integrator) -> str | None:
+    """Return what the tolerances are in terms of: ours, those of a library's solver, or None without error control."""
+    return "l2" if isinstance(integrator.step_rule, ErrorControl) else integrator.error_norm
 
 
 def _bounded_by_threshold(integrator: Integrator) -> str | None:

@@ -100,8 +100,8 @@ class Integrator(ABC):
     preconditions : bool
         Has a :meth:`preconditioner`.
     error_norm, threshold_formula, family : str or None
-        For the record: the norm of its error control, the formula of :attr:`stability_threshold`, and what kind of
-        method it is.
+        For the record: the norm of an error control of its own, the formula of :attr:`stability_threshold`, and what
+        kind of method it is.
     """
 
     name: ClassVar[str]

@@ -85,7 +85,6 @@ class ErrorControlled(FlowMethod):
     max_step: float = math.inf
 
     interpolates: ClassVar[bool] = True
-    error_norm: ClassVar[str | None] = "l2"
     own_options: ClassVar[tuple[str, ...]] = ("rtol", "atol", "max_step")
 
     def __post_init__(self) -> None:

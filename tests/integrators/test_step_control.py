@@ -525,3 +525,24 @@ def test_the_state_of_a_run_is_plain(chebyshev):
         a, b = first.advance(), second.advance()
         assert (a.t, a.dt, a.n_gradients, a.n_hvps) == (b.t, b.dt, b.n_gradients, b.n_hvps)
     assert torch.equal(first.point.z, second.point.z)
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "norm"),
+    [
+        ("rk4", {}, None),
+        ("rk4", {"step_size": "ErrorControl(rtol=1e-5)"}, "l2"),
+        ("dopri5", {}, "l2"),
+        ("dopri5", {"step_size": "SharpnessCap(alpha=1.0)"}, None),
+        ("rkc", {}, "l2"),
+        ("rkc", {"step_size": 0.1}, None),
+        ("scipy:RK45", {}, "rms"),
+        ("torchdiffeq:dopri5", {}, "rms"),
+        ("gd", {"lr": 0.1}, None),
+    ],
+)
+def test_the_record_says_what_tolerances_are_in_terms_of(method, options, norm):
+    run = gradflow.integrate(
+        lambda x: (x**2).sum(), torch.ones(2, dtype=torch.float64), method=method, t_max=0.5, **options
+    )
+    assert run.attrs.get("error_norm") == norm
