@@ -73,9 +73,6 @@ class Point:
     @property
     def evaluation(self) -> Evaluation:
         """Loss, gradient and accuracy at θ."""
-        return self._evaluated()
-
-    def _evaluated(self) -> Evaluation:
         if self._known is None:
             if self._keep_graph or self.known_linearization is not None:
                 at = self.linearization
@@ -94,7 +91,7 @@ class Point:
     @property
     def value(self) -> Tensor:
         """L(θ), shape ()."""
-        return self._evaluated().value
+        return self.evaluation.value
 
     @cached_property
     def loss(self) -> float:
@@ -104,12 +101,12 @@ class Point:
     @property
     def gradient(self) -> Tensor:
         """∇L(θ), shape (P,)."""
-        return self._evaluated().gradient
+        return self.evaluation.gradient
 
     @cached_property
     def accuracy(self) -> float:
         """Fraction of the samples that are classified right; NaN where the targets aren't classes."""
-        known = self._evaluated().accuracy
+        known = self.evaluation.accuracy
         return math.nan if known is None else float(known)
 
     def hvp(self, vectors: Tensor) -> Tensor:
@@ -135,7 +132,7 @@ class Point:
         flow, before = self.field.flow, self.z._version
         velocity = check_vector(f"the velocity of flow {flow.name!r}", flow.velocity(self), self.z)
         if self.z._version != before or (
-            self._version is not None and self._evaluated().gradient._version != self._version
+            self._version is not None and self.evaluation.gradient._version != self._version
         ):
             raise InvalidInputError(
                 f"The flow {flow.name!r} wrote into what the point gave it (mul_, +=, point.theta[0] = …), "

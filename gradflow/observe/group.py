@@ -144,7 +144,8 @@ class Observers:
             raise InvalidTypeError(
                 f"Expected {name}.measure to return a mapping of variables to values, got {type(given).__name__}."
             )
-        self._declare()
+        if not self._begun:  # a function's variable has its dimensions with its first value
+            self._declare()
         values = {}
         for variable, value in given.items():
             if variable not in observer.variables:

@@ -70,11 +70,13 @@ class ObservedPoint(Point):
         """dz/dt, of z's shape."""
         return super().velocity.clone()
 
-    def _evaluated(self) -> Evaluation:
+    @property
+    def evaluation(self) -> Evaluation:
+        """Loss, gradient and accuracy at θ."""
         if self._known is None and self._run is not None:  # which needs it for its next step
             known = self._run.evaluation
             self._known = known._replace(value=known.value.clone(), gradient=known.gradient.clone())
-        return super()._evaluated()
+        return super().evaluation
 
     @cached_property
     def linearization(self) -> Linearization:
