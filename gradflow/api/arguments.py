@@ -39,6 +39,9 @@ def make_dynamics(
 
     An option by keyword goes to the one of them that has it.
     """
+    if method == "auto" and (schemes := flow_class(flow).schemes):
+        scheme = options.get("scheme", (flow_options or {}).get("scheme", getattr(flow, "scheme", None)))
+        method = schemes.get(str(scheme), next(iter(schemes.values())))
     of_flow, of_method = (
         _mapping(name, given)
         for name, given in (("flow_options", flow_options), ("method_options", method_options))

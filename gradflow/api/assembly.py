@@ -83,7 +83,7 @@ def run_attributes(
     return {
         "flow": flow.name,
         "method": integrator.name,
-        "time_definition": integrator.time_definition,
+        "time_definition": integrator.time_definition if integrator.needs is None else flow.time_definition,
         "device": str(theta.device),
         "device_name": torch.cuda.get_device_name(theta.device) if theta.is_cuda else "cpu",
         "dtype": _dtype(theta),

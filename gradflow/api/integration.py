@@ -206,7 +206,8 @@ def integrate(
     )  # fmt: skip
     theirs = read_observers(observe)
     watched = make_events(loss, events, loss_goal, acc_goal)
-    happening = {event.variable: event.describe() for event in watched if event.variable}
+    happening = {f"event_{name}": text for name, text in integrator.events.items()}
+    happening |= {event.variable: event.describe() for event in watched if event.variable}
     named = name_observers(ours, theirs, happening)
     schedule = make_schedule(named, saves, t_max)
     observers = Observers(fields, named, theta.numel(), happening)
@@ -228,7 +229,7 @@ def integrate(
         config["observe"] = {
             name: o.settings() for name, o in named.items() if any(o is each for each in theirs)
         }
-    if happening:
+    if any(event.variable for event in watched):
         config["events"] = [event.settings() for event in watched if event.variable]
     identity = identity_of(config, loss, test, theta)
     own = run_attributes(made, integrator, theta, n_projections, projection_seed) | data_attributes(identity)

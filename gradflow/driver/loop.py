@@ -152,15 +152,15 @@ class _Run:
             now, t=t, z=self.stepper.within(t), point=None, preconditioner=lambda: None
         )
 
-    def record(self, snapshot: Snapshot, due: frozenset[str], happened: Collection[Event] = ()) -> None:
-        """Record what is due, and what happened there."""
+    def record(self, snapshot: Snapshot, due: frozenset[str], happened: Collection[str] = ()) -> None:
+        """Record what is due, and the variables of what happened there."""
         if self.stepper.integrator.stochastic and snapshot.t > self.last_recorded[0] >= 0:
             found = self.events.look(self.last_recorded[0], snapshot.t, snapshot, None)
             self.ending = next((each for each in found if each.event.terminal), None)
-            happened = [each.event for each in found]
+            happened = [each.event.variable for each in found]
             due = self.schedule.groups if happened else due
         record = self.recorder.measure(snapshot, due)
-        self.recorder.append(record | {e.variable: 1 for e in happened if e.variable})
+        self.recorder.append(record | {variable: 1 for variable in happened if variable})
         self.last_recorded = snapshot.t, due
 
     def complete(self) -> None:
@@ -208,20 +208,23 @@ class _Run:
             self.record(self.snapshot_at(t), groups, happened.get(t, ()))
         return self.status() if status is None else status
 
-    def look(self, t0: float) -> dict[float, list[Event]]:
-        """Return the events of the last step by time; cut the step short at one that ends the run."""
+    def look(self, t0: float) -> dict[float, list[str]]:
+        """Return the variables of what happened in the last step by time; cut the step short at what ends the run."""
         stepper, report = self.stepper, self.report
-        if not self.events.events or stepper.integrator.stochastic:  # which are looked for at the records
-            return {}
         assert report is not None
+        assert stepper.result is not None
+        at_end = [f"event_{name}" for name in stepper.result.events]
+        happened: dict[float, list[str]] = {report.t: at_end} if at_end else {}
+        if not self.events.events or stepper.integrator.stochastic:  # which are looked for at the records
+            return happened
         within = None if stepper.integrator.discrete else self.snapshot_at
-        happened: dict[float, list[Event]] = {}
         for found in self.events.look(t0, report.t, self.snapshot(), within):
-            happened.setdefault(found.t, []).append(found.event)
+            happened.setdefault(found.t, []).append(found.event.variable)
             if found.event.terminal:
                 self.ending = found
         if self.ending is not None and self.ending.t < report.t:
             t = self.ending.t
+            happened = {when: what for when, what in happened.items() if when <= t}
             stepper.cut_short(t)
             self.forget()
             self.report = dataclasses.replace(report, t=t, dt=t - t0, theta=stepper.point.theta)

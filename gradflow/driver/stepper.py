@@ -307,10 +307,10 @@ class Stepper:
         assert self.before is not None
         assert self.result is not None
         start = self.before
-        if self.result.interpolant is not None:
-            return self.result.interpolant(1.0 - (start.end - t) / start.h)
-        assert start.point is not None
         with self.field.looking():
+            if self.result.interpolant is not None:
+                return self.result.interpolant(1.0 - (start.end - t) / start.h)
+            assert start.point is not None
             return self.integrator.step(start.point, t - start.t, start.state).z
 
     @without_autocast()

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+import torch
 from torch import Tensor
 
 from gradflow.errors import InvalidTypeError
@@ -16,6 +17,7 @@ from gradflow.spectrum import Eigenpairs, SymmetricOperator
 from gradflow.variable import Variable
 
 if TYPE_CHECKING:
+    from gradflow.flows.field import Field
     from gradflow.flows.point import Point
 
 #: What a method may need of a flow, each more than the one before.
@@ -34,7 +36,7 @@ class Flow(ABC):
     4. :meth:`jacobian`, ∂f/∂z, for stiff methods; with ``symmetric = True`` if it is symmetric, which the
        exponential methods need.
     5. ``raises_loss = False`` if the loss can't rise along it: a step that raises it is then rejected.
-    6. Where z is more than θ: :meth:`initial` and :meth:`theta`.
+    6. Where z is more than θ: :meth:`initial` and :meth:`theta`. Where the start depends on the loss: :meth:`begin`.
     7. ``variables`` and :meth:`measure`, for what it adds to a record.
 
     Pass an instance: ``gradflow.integrate(loss, flow=MyFlow(…))``. Nothing has to be registered.
@@ -51,6 +53,9 @@ class Flow(ABC):
         It takes third derivatives of the loss, whose number is recorded as ``n_third``.
     variables : mapping of str to Variable
         What :meth:`measure` gives, by name.
+    schemes : mapping of str to str
+        Methods that were made for this flow, by the name of the scheme; no others can follow it. The first is the
+        default; an option ``scheme`` of the flow chooses. Empty where any method will do that has what it needs.
 
     Examples
     --------
@@ -80,6 +85,7 @@ class Flow(ABC):
     raises_loss: ClassVar[bool] = True
     third_derivatives: ClassVar[bool] = False
     variables: ClassVar[Mapping[str, Variable]] = {}
+    schemes: ClassVar[Mapping[str, str]] = {}
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
@@ -101,9 +107,25 @@ class Flow(ABC):
         """Return z at the start, flat, on θ's device and in its dtype."""
         return theta
 
+    def begin(self, field: Field, theta: Tensor) -> Tensor:
+        """Return z at the start of a run, where that takes evaluations of the loss; they are counted in the field.
+
+        Default: :meth:`initial`, whose shape it must have.
+        """
+        return self.initial(theta)
+
     def theta(self, z: Tensor) -> Tensor:
         """Return θ, shape (P,), of a state z."""
         return z
+
+    def size(self, z: Tensor) -> float:
+        """Return the length of a state that relative tolerances are of, ‖z‖₂."""
+        return float(torch.linalg.vector_norm(z, dtype=torch.float64))
+
+    @property
+    def time_definition(self) -> str:
+        """What time means: "flow" where it can be compared with the gradient flow's."""
+        return "flow"
 
     @abstractmethod
     def velocity(self, point: Point) -> Tensor:

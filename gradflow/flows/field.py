@@ -66,7 +66,7 @@ class Field:
         InvalidTypeError
             If the flow's first state isn't flat, in θ's dtype and on its device, or hasn't a θ of that shape.
         """
-        name, z = self.flow.name, self.flow.initial(theta)
+        name, z = self.flow.name, self.flow.begin(self, theta)
         if isinstance(z, Tensor) and z.dim() != 1:
             raise InvalidTypeError(
                 f"Expected a flat first state of flow {name!r}, got shape {tuple(z.shape)}."

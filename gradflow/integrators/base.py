@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -43,6 +43,8 @@ class StepResult:
         Eigenpairs of the flow's rates at the step's start, where the step came by them.
     loss : float or None
         Loss at the step's start, where the step saw a part of the data alone.
+    events : tuple of str
+        What happened at the step's end, of :attr:`Integrator.events`.
     """
 
     z: Tensor
@@ -54,6 +56,7 @@ class StepResult:
     n_rejected: int = 0
     pairs: Eigenpairs | None = None
     loss: float | None = None
+    events: tuple[str, ...] = ()
 
     @property
     def theta(self) -> Tensor:
@@ -87,6 +90,8 @@ class Integrator(ABC):
     needs : str
         What it asks of a flow: its velocity, its Jacobian, or a symmetric Jacobian; None for an optimiser, which
         descends the loss itself.
+    only_for : str or None
+        The one flow that it was made for.
     discrete : bool
         An optimiser: a record at every step, and steps that don't land on times.
     interpolates : bool
@@ -99,6 +104,8 @@ class Integrator(ABC):
         Goes on from a loss that isn't finite.
     preconditions : bool
         Has a :meth:`preconditioner`.
+    events : mapping of str to str
+        What may happen at the end of a step and is recorded then, as ``event_NAME``, by name and in words.
     error_norm, threshold_formula, family : str or None
         For the record: the norm of an error control of its own, the formula of :attr:`stability_threshold`, and what
         kind of method it is.
@@ -108,12 +115,14 @@ class Integrator(ABC):
     order: ClassVar[int]
     error_order: ClassVar[int | None] = None
     needs: ClassVar[Needs | None] = "velocity"
+    only_for: ClassVar[str | None] = None
     discrete: ClassVar[bool] = False
     interpolates: ClassVar[bool] = False
     keep_graph: ClassVar[bool] = False
     limits_itself: ClassVar[bool] = False
     allows_nonfinite: ClassVar[bool] = False
     preconditions: ClassVar[bool] = False
+    events: ClassVar[Mapping[str, str]] = {}
     error_norm: ClassVar[str | None] = None
     threshold_formula: ClassVar[str | None] = None
     family: ClassVar[str | None] = None

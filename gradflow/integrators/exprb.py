@@ -214,7 +214,7 @@ class ExponentialRosenbrock(ErrorControlled):
     def step(self, point: Point, h: float, state: _Unseen | None) -> StepResult:
         """Take a step of at most h."""
         local = self._local(point, state)
-        space, z, allowed = local.space, point.z, self.krylov_tol * tolerance(self.tolerances, point.z)
+        space, z, allowed = local.space, point.z, self.krylov_tol * tolerance(self.tolerances, point)
         F = Term(1, h, local.F)
         while local.resolve(F, allowed) > allowed:
             F = dataclasses.replace(F, h=_SHORTER * F.h)

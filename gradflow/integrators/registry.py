@@ -177,6 +177,17 @@ def check_needs(integrator: Integrator, flow: Flow) -> None:
     """
     ranks = list(get_args(Needs))
     needs, gives = integrator.needs, flow.gives
+    made_for = set(flow.schemes.values())
+    if made_for and integrator.name not in made_for:
+        raise InvalidInputError(
+            f"The flow {flow.name!r} keeps to a constraint, which {integrator.name} knows nothing of. Leave the method "
+            f"out, or use one that was made for it: {', '.join(flow.schemes.values())}."
+        )
+    if integrator.only_for is not None and flow.name != integrator.only_for:
+        raise InvalidInputError(
+            f"{integrator.name} was made for the flow {integrator.only_for!r}, got flow={flow.name!r}. Use another "
+            f"method, such as auto, or flow={integrator.only_for!r}."
+        )
     if needs is None:
         if type(flow) is not GradientFlow:
             raise InvalidInputError(

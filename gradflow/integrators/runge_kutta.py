@@ -159,7 +159,7 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
     def first_size(self, point: Point, state: Any) -> float:
         """Guess the first step's size (Hairer, Nørsett & Wanner 1993, II.4): a short Euler step shows the curvature."""
         z, F = point.z, point.velocity
-        scale = tolerance(self.tolerances, z)
+        scale = tolerance(self.tolerances, point)
         speed = norm(F)
         if not (scale > 0 and speed > 0):
             return 1e-6

@@ -122,7 +122,7 @@ class ErrorControl(StepSize):
         assert result.error is not None
         assert self.order is not None
         taken = h if result.h is None else result.h
-        error = _ratio(result.error, tolerance(self, point.z, norm(result.z)))
+        error = _ratio(result.error, tolerance(self, point, result.z))
         factor = state.grow
         if error > 0:
             factor = min(state.grow, max(_SHRINK, _SAFETY * error ** (-1 / self.order)))
@@ -141,21 +141,22 @@ class ErrorControl(StepSize):
         return Control(h / 2, cap=state.cap)
 
 
-def tolerance(control: Any, z: Tensor, size: float | None = None) -> float:
-    """Return atol + rtol·max(‖z‖, size), in units of z, with the least rtol that z's dtype resolves.
+def tolerance(control: Any, point: Point, end: Tensor | None = None) -> float:
+    """Return atol + rtol·‖z‖, of the larger z of a step, with the least rtol that z's dtype resolves.
 
     Parameters
     ----------
     control : object
         With rtol and atol: an :class:`ErrorControl`, or a method that has them as options.
-    z : Tensor
-        The state at the step's start.
-    size : float, optional
-        Its norm at the step's end.
+    point : Point
+        The step's start.
+    end : Tensor, optional
+        The state at its end.
     """
-    rtol = max(control.rtol, _LEAST * torch.finfo(z.dtype).eps)
-    before = norm(z)
-    return float(control.atol + rtol * (before if size is None else max(before, size)))
+    size = point.field.flow.size
+    rtol = max(control.rtol, _LEAST * torch.finfo(point.z.dtype).eps)
+    before = size(point.z)
+    return float(control.atol + rtol * (before if end is None else max(before, size(end))))
 
 
 def _ratio(error: float, tol: float) -> float:
