@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from collections.abc import Iterable
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
 
@@ -53,6 +54,18 @@ def check_number(
         if not holds:
             raise InvalidInputError(f"Expected {name} {sign} {bound:g}, got {value}.")
     return number
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what isn't one of some names.
+
+    Raises
+    ------
+    InvalidInputError
+    """
+    names = list(choices)
+    if value not in names:
+        raise InvalidInputError(f"Expected {name} as one of {', '.join(names)}, got {value!r}.")
 
 
 def as_float(value: numbers.Real) -> float:

@@ -51,6 +51,23 @@ class Status(Enum):
         "No step could be sized: λ₁ is not a number, or nothing limits the step. Give max_step, and check that "
         "the loss is twice differentiable here.",
     )
+    NO_MULTIPLIER = (
+        "no_multiplier",
+        False,
+        "The central flow has no solution here: an eigenvalue at the edge would go on rising whatever the oscillation "
+        "(its gradient vanishes, or the learning rate rises). Take flow='rod' or 'edge', or a smaller learning rate.",
+    )
+    TOO_MANY_ACTIVE = (
+        "too_many_active",
+        False,
+        "More directions are at the edge of stability than max_active allows. Give a larger max_active.",
+    )
+    BEYOND_EDGE = (
+        "beyond_edge",
+        False,
+        "The sharpness is beyond the edge of stability 2/η, where this flow says nothing. Take a smaller learning "
+        "rate, or flow='central', 'edge' or 'rod'.",
+    )
     STEP_CAP = (
         "step_cap",
         False,

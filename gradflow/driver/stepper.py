@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gradflow.autocast import without_autocast
 from gradflow.driver.clock import Clock, fit_step, underflows
-from gradflow.errors import InvalidTypeError, NonFiniteLossError
+from gradflow.errors import InvalidInputError, InvalidTypeError, NonFiniteLossError
 from gradflow.flows import Field, Point
 from gradflow.flows.point import all_finite
 from gradflow.integrators.base import Integrator, StepResult
@@ -136,7 +136,11 @@ class Stepper:
         self.error_if_unstable = False
         self._rule = rule
         self._clock = Clock()
-        if not self.point.is_finite:
+        try:
+            finite = self.point.is_finite
+        except NumericalFailure as failure:
+            raise InvalidInputError(f"The flow {field.flow.name!r} can't start here. {failure.message}") from failure
+        if not finite:
             if math.isfinite(self.point.loss) and all_finite(self.point.gradient):
                 raise NonFiniteLossError(
                     f"Expected a finite velocity of the flow {field.flow.name!r} at the initial θ, got NaN or inf; "

@@ -1,6 +1,7 @@
 """The flows: one ordinary differential equation to a file; and what is known at a point of one."""
 
 from gradflow.flows.base import Flow
+from gradflow.flows.central import CentralFlow
 from gradflow.flows.cost import Cost
 from gradflow.flows.field import Field
 from gradflow.flows.function import FunctionFlow
@@ -11,6 +12,7 @@ from gradflow.flows.registry import FLOWS, make_flow
 
 __all__ = [
     "FLOWS",
+    "CentralFlow",
     "Cost",
     "Field",
     "Flow",

@@ -16,7 +16,7 @@ from gradflow.flows.cost import Cost
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.point import Point
 from gradflow.loss import Evaluation, Linearization, LossFunction
-from gradflow.spectrum import Eigenpairs, SpectrumService, largest_magnitude, negated
+from gradflow.spectrum import Eigenpairs, SpectrumService, SymmetricOperator, largest_magnitude, negated
 
 
 class Field:
@@ -102,11 +102,15 @@ class Field:
         """Whether this is a field of a loss, and not of a part of its data."""
         return self.loss is loss
 
+    def top_of(self, operator: SymmetricOperator, k: int, *, tol: float) -> Eigenpairs:
+        """Compute the top k eigenpairs of an operator other than the Hessian, from the last basis of such a one."""
+        return self._stiffness.top(k, operator, tol=tol)
+
     def rates(self, point: Point, k: int, tol: float) -> Eigenpairs:
         """Compute the k largest rates of a flow at a point: see :meth:`Flow.rates`."""
         J = point.jacobian
         if J is not None and self.flow.symmetric:
-            return self._stiffness.top(k, negated(J), tol=tol)
+            return self.top_of(negated(J), k, tol=tol)
         multiply = Differences(point).__matmul__ if J is None else J.__matmul__
         start = self._stiffest
         if start is None or start.shape != point.z.shape:
@@ -139,6 +143,10 @@ class Field:
             self.load_state_dict(state)
             for name, n in spent.items():
                 setattr(self.looked, name, getattr(self.looked, name) + n)
+
+    def along(self, flow: Flow) -> Field:
+        """Return the field of another flow of the same loss, which shares the spectrum and is counted here."""
+        return _Along(flow, self)
 
     def part(self, loss: LossFunction, n_samples: int) -> Field:
         """Return the field of the loss over some samples, whose evaluations are counted here, by their share."""
@@ -182,6 +190,18 @@ class _Part(Field):
     def count(self, what: str, n: int = 1) -> None:
         for _ in range(n):
             self._whole.count_samples(what, self._n_samples)
+
+
+class _Along(Field):
+    """The field of another flow of the same loss, counted in the first one's."""
+
+    def __init__(self, flow: Flow, first: Field) -> None:
+        super().__init__(first.loss, flow)
+        self.spectrum = first.spectrum
+        self._first = first
+
+    def count(self, what: str, n: int = 1) -> None:
+        self._first.count(what, n)
 
 
 class Differences:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
 from gradflow.flows.base import Flow
+from gradflow.flows.central import CentralFlow
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
@@ -16,7 +17,7 @@ from gradflow.flows.point import Point
 from gradflow.options import build
 
 #: Every flow that has a name.
-FLOWS: dict[str, type[Flow]] = {cls.name: cls for cls in (GradientFlow, ModifiedFlow)}
+FLOWS: dict[str, type[Flow]] = {cls.name: cls for cls in (GradientFlow, ModifiedFlow, CentralFlow)}
 
 #: A flow as a user gives it.
 FlowLike = str | Flow | Callable[[Point], Tensor]

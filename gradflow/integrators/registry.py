@@ -13,6 +13,7 @@ from gradflow.flows.base import Needs
 from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
 from gradflow.integrators.base import Integrator
+from gradflow.integrators.central import CentralEuler, CentralProjected
 from gradflow.integrators.dopri8 import PrinceDormand8
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
@@ -85,6 +86,8 @@ METHODS: Mapping[str, type[Integrator]] = _Methods(
         "rkc": RKC,
         "exprb32": Exprb32,
         "exprb43": Exprb43,
+        "central-projected": CentralProjected,
+        "central-euler": CentralEuler,
         **torch_methods(),
         **scipy_methods(),
     },
