@@ -162,15 +162,37 @@ class Attempt:
         return float(least / (least - (after.min() + allowed / 2)))
 
     def _result(self, trial: Trial) -> StepResult:
+        end = self._entered(trial) or trial.end.point
         return StepResult(
-            trial.end.point.z,
+            end.z,
             trial.at,
             error=self.length(trial.correction),
             state=self.state,
             h=trial.h,
-            end=trial.end.point,
-            events=self.happened(trial.end.point),
+            end=end,
+            events=self.happened(end),
         )
+
+    def _entered(self, trial: Trial) -> Point | None:
+        """Return the end of the step with more directions at the edge, if they enter within the tolerance of the step.
+
+        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other ever faster.
+        Steps that follow this would be as short as the gap. Where the way to the edge is shorter than the error that a
+        step may have, the way is taken; unless the direction then leaves at once.
+        """
+        if trial.constraint is None:
+            return None
+        flow, point, r = self.flow, trial.end.point, trial.r
+        values, vectors = flow.tracked(point, 2 + flow.edge_tol, r)
+        per_slack = norm(trial.constraint.drifts[:, 0]) / trial.constraint.beta[0, 0]
+        n = int(np.sum((2 - values) * per_slack <= self.tol))
+        if n <= r:
+            return None
+        constraint = flow.constraint(point, vectors[:, :n], np.diag(values[:n]))
+        landed = trial.land(point.z, constraint, flow.edge_tol / 2)
+        if landed is None or self.length(landed.point.z - point.z) > self.tol:
+            return None
+        return landed.point if flow.edge(landed.point).n_active > r else None
 
     def happened(self, end: Point) -> tuple[str, ...]:
         """Return which of the method's events happened between here and a point."""
@@ -199,6 +221,8 @@ class Trial:
         After the first stage, and at the end.
     correction : Tensor
         h φ₂(hJ) r, by which the second stage differs from the first.
+    constraint : Constraint or None
+        That of the critical directions, with gradients and drifts of the middle of the step.
     x1 : ndarray
         X at the first stage, whether it is a covariance or not.
     landed : bool
@@ -227,7 +251,7 @@ class Trial:
     def _take(self, constraint: Constraint | None) -> bool:
         """Take the step; return whether it stays on the edge."""
         flow, stiff = self._flow, self._stiff
-        first = self._land(self._z + stiff.evaluate(Term(1, self.h, self._cF), self._F), constraint, _LOOSE)
+        first = self.land(self._z + stiff.evaluate(Term(1, self.h, self._cF), self._F), constraint, _LOOSE)
         if first is None:
             return False
         self.first = first
@@ -238,12 +262,12 @@ class Trial:
             self.x1 = there.unconstrained()
             F1 = there.velocity(self.x1)
             constraint = constraint.mean(there)
-        self._mean = constraint
+        self.constraint = constraint
         self._r = F1 - self._F - stiff.times(first.point.z - self._z)
         self._cr = stiff.coordinates(self._r)
         stiff.resolve([Term(2, self.h, self._cr)], self._allowed)
         self.correction = stiff.evaluate(Term(2, self.h, self._cr), self._r)
-        end = self._land(self._path(1.0), constraint, flow.edge_tol / 2)
+        end = self.land(self._path(1.0), constraint, flow.edge_tol / 2)
         if end is None:
             return False
         self.end = end
@@ -260,27 +284,28 @@ class Trial:
 
     def at(self, s: float) -> Tensor:
         """Return the state at the part s of the step, on the edge."""
-        landed = self._land(self._path(s), self._mean, self._flow.edge_tol / 2)
+        landed = self.land(self._path(s), self.constraint, self._flow.edge_tol / 2)
         if landed is None:
             raise NumericalFailure(Status.STEP_UNDERFLOW, "a state within a step couldn't be projected on the edge")
         return landed.point.z
 
-    def _land(self, z: Tensor, constraint: Constraint | None, tol: float) -> Landed | None:
+    def land(self, z: Tensor, constraint: Constraint | None, tol: float) -> Landed | None:
         """Go to the edge along the drifts; None if it isn't reached."""
         flow, last = self._flow, math.inf
+        r = 0 if constraint is None else constraint.basis.shape[1]
         for _ in range(_PROJECTIONS):
             if not all_finite(z):
                 return None
             point = self._field.at(z)
-            values, vectors = flow.tracked(point, 2 + flow.edge_tol, self.r)
+            values, vectors = flow.tracked(point, 2 + flow.edge_tol, r)
             if constraint is None:
                 return Landed(point, vectors[:, :0], np.zeros((0, 0)), float(values[0]), 1.0)
             PU = constraint.images / 2  # HU = 2PU at the edge
-            basis, quotient = aligned(vectors, PU, values, self.r, _CLUSTER)
-            slack = svec(2 * np.eye(self.r) - quotient)
+            basis, quotient = aligned(vectors, PU, values, r, _CLUSTER)
+            slack = svec(2 * np.eye(r) - quotient)
             size = float(np.abs(slack).max())
             if size <= tol:
-                rest = np.append(values[self.r :], -math.inf)
+                rest = np.append(values[r :], -math.inf)
                 below = float(values[0] if values[0] > 2 + flow.edge_tol else rest[0])
                 turn = float(np.linalg.svd(to_numpy(basis.T @ PU), compute_uv=False).min()) ** 2
                 return Landed(point, basis, quotient, below, turn)
