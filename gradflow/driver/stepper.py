@@ -139,7 +139,9 @@ class Stepper:
         try:
             finite = self.point.is_finite
         except NumericalFailure as failure:
-            raise InvalidInputError(f"The flow {field.flow.name!r} can't start here. {failure.message}") from failure
+            raise InvalidInputError(
+                f"The flow {field.flow.name!r} can't start here. {failure.message}"
+            ) from failure
         if not finite:
             if math.isfinite(self.point.loss) and all_finite(self.point.gradient):
                 raise NonFiniteLossError(

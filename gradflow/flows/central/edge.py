@@ -115,7 +115,7 @@ class Edge:
 
     @cached_property
     def active(self) -> tuple[Constraint, np.ndarray] | None:
-        """The constraint on the directions that oscillate, in the eigenbasis of X, and the eigenvalues; None if none do."""
+        """The constraint on the directions that oscillate, the eigenvectors of X, and its eigenvalues; or None."""
         if self.critical is None or self.solution is None:
             return None
         σ2, V = np.linalg.eigh(smat(self.solution.x))
@@ -130,9 +130,7 @@ class Edge:
         return 0 if self.active is None else len(self.active[1])
 
 
-def instantaneous(
-    values: np.ndarray, vectors: Tensor, critical: Constraint | None, free: Tensor
-) -> Edge:
+def instantaneous(values: np.ndarray, vectors: Tensor, critical: Constraint | None, free: Tensor) -> Edge:
     """Return the point with the X that keeps the eigenvalues from crossing the edge: 0 ⪯ X ⟂ α + β[X] ⪰ 0."""
     if critical is None:
         return Edge(values, vectors, None, None, free)
@@ -150,11 +148,13 @@ def catching_up(
     return Edge(values, vectors, critical, solution, critical.velocity(solution.x))
 
 
-def aligned(candidates: Tensor, PU: Tensor, values: np.ndarray, r: int, near: float) -> tuple[Tensor, np.ndarray]:
+def aligned(
+    candidates: Tensor, PU: Tensor, values: np.ndarray, r: int, near: float
+) -> tuple[Tensor, np.ndarray]:
     """Choose r directions among eigenvectors as near as can be to former ones.
 
-    The eigenvectors of the r largest eigenvalues, turned within their span. Where the last of them is hardly larger than
-    the next, those of its cluster are combined so that the span is nearest to the former one.
+    These are eigenvectors of the r largest eigenvalues, turned within their span. Where the last of them is hardly larger
+    than the next, those of its cluster are combined so that the span is nearest to the former one.
 
     Parameters
     ----------

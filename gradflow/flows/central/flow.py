@@ -36,9 +36,9 @@ _RULES: Mapping[str, type[Rule]] = {
     "rmsprop": RMSProp,
 }
 #: Eigenpairs that are watched beside those at the edge.
-BUFFER = 2
+BUFFER = 1
 #: Residual of eigenpairs: errors of eigenvalues are of second order in it.
-_EIG_TOL = 1e-4
+_EIG_TOL = 3e-4
 #: Condition number beyond which the covariance isn't unique.
 _NOT_UNIQUE = 1e10
 
@@ -112,9 +112,13 @@ class CentralFlow(Flow):
     schemes: ClassVar[Mapping[str, str]] = {"projected": "central-projected", "euler": "central-euler"}
     variables: ClassVar[Mapping[str, Variable]] = {
         "predicted_train_loss": Variable(long_name="time average of the training loss of the iterates"),
-        "predicted_gradient_norm": Variable(long_name="root of the mean square of the iterates' gradient norm"),
+        "predicted_gradient_norm": Variable(
+            long_name="root of the mean square of the iterates' gradient norm"
+        ),
         "sigma_trace": Variable(long_name="trace of the covariance of the oscillation"),
-        "sigma_eigenvalue": Variable(("mode",), "eigenvalues of the covariance of the oscillation, descending"),
+        "sigma_eigenvalue": Variable(
+            ("mode",), "eigenvalues of the covariance of the oscillation, descending"
+        ),
         "n_active": Variable(long_name="number of directions that oscillate"),
         "edge_residual": Variable(long_name="largest eigenvalue of the preconditioned Hessian, minus 2"),
     }
@@ -248,7 +252,9 @@ class CentralFlow(Flow):
             pairs = point.field.top_of(Preconditioned(point.linearization, P), k, tol=_EIG_TOL)
             values, vectors = pairs.values, pairs.vectors / P.sqrt()[:, None]
         if not bool(torch.isfinite(values).all()):
-            raise NumericalFailure(Status.NO_SHARPNESS, f"the eigensolver returned λ = {pairs.values.tolist()}")
+            raise NumericalFailure(
+                Status.NO_SHARPNESS, f"the eigensolver returned λ = {pairs.values.tolist()}"
+            )
         return to_numpy(values), vectors
 
     def tracked(self, point: Point, least: float, n: int = 0) -> tuple[np.ndarray, Tensor]:
@@ -259,7 +265,8 @@ class CentralFlow(Flow):
             above = int(np.sum(values > least))
             if above > self.max_active:
                 raise NumericalFailure(
-                    Status.TOO_MANY_ACTIVE, f"{above} eigenvalues are at the edge, and max_active is {self.max_active}"
+                    Status.TOO_MANY_ACTIVE,
+                    f"{above} eigenvalues are at the edge, and max_active is {self.max_active}",
                 )
             if len(values) == P or above + BUFFER <= len(values):
                 return values, vectors

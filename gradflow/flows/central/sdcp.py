@@ -19,9 +19,9 @@ RANK = 1e-13
 #: Steps of Newton's method in all.
 MAX_ITERATIONS = 400
 
-TRACE=False
-SEQ=lambda o: 1e-11
-INNER=1000
+TRACE = False
+SEQ = lambda o: 1e-11
+INNER = 1000
 EPSILON = 1e-11  # weight of the distance to the last iterate, which chooses where X isn't unique
 
 
@@ -141,7 +141,9 @@ def solve(alpha: np.ndarray, beta: np.ndarray, start: np.ndarray | None = None) 
     problem = _Problem(alpha / a, beta / b)
     x, solvable, n = problem.solve(None if start is None else np.asarray(start, dtype=np.float64) * (b / a))
     residual = problem.residual(x)
-    status: Literal["solved", "unsolvable", "inaccurate"] = "solved" if residual <= TOLERANCE else "inaccurate"
+    status: Literal["solved", "unsolvable", "inaccurate"] = (
+        "solved" if residual <= TOLERANCE else "inaccurate"
+    )
     return Solution(x * (a / b), status if solvable else "unsolvable", residual, problem.condition(x), n)
 
 
@@ -175,7 +177,8 @@ class _Problem:
         slack = _positive_part(self.alpha + self.beta @ x)
         best, least = x, np.inf
         while n < MAX_ITERATIONS:
-            self.epsilon = SEQ(outer); outer += 1
+            self.epsilon = SEQ(outer)
+            outer += 1
             x, n = self._newton(x, slack, sigma, n)
             w = slack - sigma * x
             slack = _positive_part(w)
@@ -183,7 +186,8 @@ class _Problem:
             residual = self.residual(x)
             if residual < least:
                 best, least = x, residual
-            if TRACE: print(n, sigma, residual, np.linalg.norm(x))
+            if TRACE:
+                print(n, sigma, residual, np.linalg.norm(x))
             if residual <= 1e-12:
                 break
             if self._proves_unsolvable(x):
@@ -208,7 +212,17 @@ class _Problem:
                 fraction /= 2
             else:
                 break
-            if TRACE: print('   ', n, fraction, np.linalg.norm(there.gradient), there.rounding, np.linalg.norm(there.slack-slack), np.linalg.norm(step), there.value-here.value)
+            if TRACE:
+                print(
+                    "   ",
+                    n,
+                    fraction,
+                    np.linalg.norm(there.gradient),
+                    there.rounding,
+                    np.linalg.norm(there.slack - slack),
+                    np.linalg.norm(step),
+                    there.value - here.value,
+                )
             x, here = x + fraction * step, there
         return x, n
 
@@ -216,7 +230,11 @@ class _Problem:
         mu, W = np.linalg.eigh(smat(slack - sigma * x))
         positive = np.maximum(mu, 0.0)
         force, move, slack = self.beta @ x, x - x0, svec((W * positive) @ W.T)
-        value = x @ (0.5 * force + self.alpha) + positive @ positive / (2 * sigma) + 0.5 * self.epsilon * move @ move
+        value = (
+            x @ (0.5 * force + self.alpha)
+            + positive @ positive / (2 * sigma)
+            + 0.5 * self.epsilon * move @ move
+        )
         gradient = force + self.alpha - slack + self.epsilon * move
         rounding = 1e-14 * float(np.linalg.norm(self.alpha) + np.linalg.norm(force) + np.linalg.norm(slack))
         rounding += 1e-15 * sigma * float(np.linalg.norm(x))
@@ -278,7 +296,9 @@ class _Lagrangian:
 
     def is_minimal(self, before: np.ndarray) -> bool:
         """Whether the gradient is small beside what the multiplier changes by."""
-        return bool(np.linalg.norm(self.gradient) <= self.rounding + 1e-3 * np.linalg.norm(self.slack - before))
+        return bool(
+            np.linalg.norm(self.gradient) <= self.rounding + 1e-3 * np.linalg.norm(self.slack - before)
+        )
 
 
 def _positive_part(v: np.ndarray) -> np.ndarray:

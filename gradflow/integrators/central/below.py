@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gradflow.flows import GradientFlow, Point
@@ -15,8 +16,8 @@ from gradflow.integrators.exprb import Exprb43
 if TYPE_CHECKING:
     from gradflow.integrators.central.projected import Attempt
 
-#: Attempts to find where the edge is reached.
-_LOCATIONS = 30
+#: Attempts to find where the edge is reached, and how near it is met, over `edge_tol`.
+_LOCATIONS, _NEAR = 30, 0.1
 
 
 def gradient_flow_step(attempt: Attempt, h: float) -> StepResult:
@@ -65,6 +66,7 @@ def _of_gradient_flow(point: Point) -> Point:
 def _until_edge(attempt: Attempt, path: Callable[[float], Tensor], z: Tensor) -> tuple[float, Point]:
     """Return the part of a step after which λ₁ reaches the edge, or 1, and the point there."""
     flow, field, tol = attempt.flow, attempt.point.field, attempt.flow.edge_tol
+    near = max(_NEAR * tol, 50 * torch.finfo(z.dtype).eps)
 
     def excess(end: Point) -> float:
         return float(flow.tracked(end, 2 + tol)[0][0]) - 2
@@ -74,11 +76,11 @@ def _until_edge(attempt: Attempt, path: Callable[[float], Tensor], z: Tensor) ->
     if g <= tol:
         return s, end
     a, ga, b, gb = 0.0, min(float(attempt.edge.values[0]) - 2, -tol), 1.0, g
-    for _ in range(_LOCATIONS):  # the Illinois variant of regula falsi, for g = −tol/2
-        s = b - (gb + tol / 2) * (b - a) / (gb - ga)
+    for _ in range(_LOCATIONS):  # the Illinois variant of regula falsi, for g = 0
+        s = b - gb * (b - a) / (gb - ga)
         end = field.at(path(s))
         g = excess(end)
-        if -2 * tol < g <= tol:
+        if abs(g) <= near:
             break
         if g > 0:
             ga = ga / 2 if gb > 0 and b != 1.0 else ga

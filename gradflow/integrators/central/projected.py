@@ -31,7 +31,9 @@ _LOOSE = 1e-3
 _PROJECTIONS, _SHRINKS = 12, 0.7
 #: Attempts to end a step where a direction enters or leaves.
 _LOCATIONS = 12
-#: Part of the Krylov error in the tolerance.
+#: Least slack that is asked for, over that of `edge_tol`: eigenvalues aren't more exact.
+_LEAST_SLACK = 1e-3
+#: Part of the tolerance that the Krylov error and the way to the edge may each have.
 _KRYLOV = 0.1
 #: Part of the largest variance that a negative one may have where its direction leaves.
 _LEAVES = 1e-3
@@ -184,12 +186,11 @@ class Attempt:
             return None
         flow, point, r = self.flow, trial.end.point, trial.r
         values, vectors = flow.tracked(point, 2 + flow.edge_tol, r)
-        per_slack = norm(trial.constraint.drifts[:, 0]) / trial.constraint.beta[0, 0]
-        n = int(np.sum((2 - values) * per_slack <= self.tol))
+        n = int(np.sum((2 - values) * way(trial.constraint) <= self.tol))
         if n <= r:
             return None
         constraint = flow.constraint(point, vectors[:, :n], np.diag(values[:n]))
-        landed = trial.land(point.z, constraint, flow.edge_tol / 2)
+        landed = trial.land(point.z, constraint, trial.tight(constraint))
         if landed is None or self.length(landed.point.z - point.z) > self.tol:
             return None
         return landed.point if flow.edge(landed.point).n_active > r else None
@@ -239,7 +240,9 @@ class Trial:
         self.x1 = np.zeros(0)
         self._F = edge.velocity
         self._cF = self._stiff.coordinates(self._F)
-        self._allowed = _KRYLOV * attempt.tol * self._stiff.length(point.z) / (self._flow.size(point.z) or 1.0)
+        self._allowed = (
+            _KRYLOV * attempt.tol * self._stiff.length(point.z) / (self._flow.size(point.z) or 1.0)
+        )
         while self._stiff.resolve([Term(1, h, self._cF)], self._allowed) > self._allowed:
             h *= _SHORTER
         self.h = h
@@ -267,7 +270,7 @@ class Trial:
         self._cr = stiff.coordinates(self._r)
         stiff.resolve([Term(2, self.h, self._cr)], self._allowed)
         self.correction = stiff.evaluate(Term(2, self.h, self._cr), self._r)
-        end = self.land(self._path(1.0), constraint, flow.edge_tol / 2)
+        end = self.land(self._path(1.0), constraint, self.tight(constraint))
         if end is None:
             return False
         self.end = end
@@ -284,10 +287,19 @@ class Trial:
 
     def at(self, s: float) -> Tensor:
         """Return the state at the part s of the step, on the edge."""
-        landed = self.land(self._path(s), self.constraint, self._flow.edge_tol / 2)
+        landed = self.land(self._path(s), self.constraint, self.tight(self.constraint))
         if landed is None:
-            raise NumericalFailure(Status.STEP_UNDERFLOW, "a state within a step couldn't be projected on the edge")
+            raise NumericalFailure(
+                Status.STEP_UNDERFLOW, "a state within a step couldn't be projected on the edge"
+            )
         return landed.point.z
+
+    def tight(self, constraint: Constraint | None) -> float:
+        """Return the slack within which a step ends: the way to the edge is much shorter than its tolerance then."""
+        tol = self._flow.edge_tol / 2
+        if constraint is None:
+            return tol
+        return max(_LEAST_SLACK * tol, min(tol, _KRYLOV * self._attempt.tol / way(constraint)))
 
     def land(self, z: Tensor, constraint: Constraint | None, tol: float) -> Landed | None:
         """Go to the edge along the drifts; None if it isn't reached."""
@@ -305,7 +317,7 @@ class Trial:
             slack = svec(2 * np.eye(r) - quotient)
             size = float(np.abs(slack).max())
             if size <= tol:
-                rest = np.append(values[r :], -math.inf)
+                rest = np.append(values[r:], -math.inf)
                 below = float(values[0] if values[0] > 2 + flow.edge_tol else rest[0])
                 turn = float(np.linalg.svd(to_numpy(basis.T @ PU), compute_uv=False).min()) ** 2
                 return Landed(point, basis, quotient, below, turn)
@@ -314,3 +326,8 @@ class Trial:
             last = size
             z = z + constraint.along(-np.linalg.lstsq(constraint.beta, slack, rcond=None)[0])
         return None
+
+
+def way(constraint: Constraint) -> float:
+    """Return about how far the state is from the edge, over the slack there."""
+    return norm(constraint.drifts[:, 0]) / float(constraint.beta[0, 0])

@@ -19,10 +19,10 @@ from gradflow.flows.base import Needs
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.optimizers.harness import OptimizerHarness, OptimizerState
 from gradflow.integrators.optimizers.minibatch import Sample, draw_rows, steps_per_epoch, take_rows
-from gradflow.optim.scheduler import MakesScheduler, make_scheduler, step_scheduler
 from gradflow.integrators.step_size import FixedStep, StepSize
 from gradflow.loss import LossFunction
 from gradflow.loss.parameters import as_flat
+from gradflow.optim.scheduler import MakesScheduler, make_scheduler, step_scheduler
 
 
 @dataclass(frozen=True)
