@@ -131,10 +131,10 @@ def integrate(
     params_every : float, gradflow.steps or sequence of float, optional
         Cadence of θ itself. Default: every record for P ≤ 1,000, else never.
     midpoint : bool, default False
-        For optimisers: record loss, gradient norm, eigenvalues, projections and θ also at the second-order midpoint
-        (w_{t−1} + 2 w_t + w_{t+1})/4 of the iterates, each where it is recorded at w_t, and how far w_t is from it.
-        That is what the centre of a flow at the edge of stability is compared with. The first and the last record have
-        none.
+        Record an optimiser also at the midpoints of its iterates. That is, loss, gradient norm, eigenvalues,
+        projections and θ at (w_{t−1} + 2 w_t + w_{t+1})/4, each where it is recorded at w_t, and how far w_t is from
+        there: what the centre of a flow at the edge of stability is compared with. The first and the last record have
+        no midpoint.
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional
