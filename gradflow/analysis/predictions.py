@@ -180,4 +180,6 @@ def _said(series: xr.DataArray, long_name: str) -> xr.DataArray:
 
 
 def _error(predicted: xr.DataArray, found: xr.DataArray, what: str) -> xr.DataArray:
-    return _said(abs(predicted - found) / abs(found), f"relative distance of the {what}")
+    with np.errstate(divide="ignore", invalid="ignore"):  # where a loss is zero
+        error = abs(predicted - found) / abs(found)
+    return _said(error, f"relative distance of the {what}")

@@ -200,7 +200,7 @@ def midpoint_observers(
             n, tol, every = observer.n, observer.tol, observer.every
             found += [
                 AtMidpoint(type(observer)(part, n, tol, every=every)),
-                OscillationAlong(part, n, tol, every=every),
+                OscillationAlong(part, n, every=every),
             ]
         elif isinstance(observer, Projections | Parameters):
             found.append(AtMidpoint(observer))

@@ -76,10 +76,11 @@ class Midpoints:
         if waiting is None or before is None or present is None:
             return None
         t, step, due, diagonal = waiting
-        first, w, last = (iterate.to(torch.float64) for iterate in (before, present, self._present))
-        middle = ((first + 2 * w + last) / 4).to(z.dtype)
-        snapshot = Snapshot(t, step, middle, None, math.nan, math.nan, Cost(), math.nan, lambda: diagonal)
-        oscillation = (2 * w - first - last) / 4
+        middle = (2 * present.to(torch.float64)).add_(before).add_(self._present).div_(4)
+        oscillation = present - middle
+        snapshot = Snapshot(
+            t, step, middle.to(z.dtype), None, math.nan, math.nan, Cost(), math.nan, lambda: diagonal
+        )
         return MidpointPoint(self._field, snapshot, self._service, oscillation), due
 
     def state_dict(self) -> dict[str, Any]:
@@ -161,14 +162,12 @@ class OscillationAlong(Observer):
     Parameters
     ----------
     field : Field
-        As of the eigenvalues at the midpoint, which are measured before.
+        That of the eigenvalues at the midpoint, which are measured before: their vectors are taken as they are.
     n : int
-    tol : float
     """
 
     field: Field
     n: int
-    tol: float
 
     at_midpoint = True
     name = "oscillation"
@@ -180,5 +179,5 @@ class OscillationAlong(Observer):
 
     def measure(self, point: MidpointPoint) -> dict[str, Any]:  # type: ignore[override]
         """Measure at the midpoint."""
-        pairs = point.of(self.field).top_by(self.field.spectrum, self.n, self.tol)
+        pairs = point.of(self.field).top_by(self.field.spectrum, self.n, math.inf)
         return {"oscillation_along": (pairs.vectors.T.double() @ point.oscillation) ** 2}

@@ -180,3 +180,16 @@ def test_an_observer_of_a_users_own_may_be_at_the_midpoint():
     assert np.allclose(own.slope[rows], run.midpoint_theta[rows] * SCALE.numpy(), rtol=1e-14)
     with pytest.raises(gradflow.GradflowError, match="rk4 follows a flow"):
         gradflow.integrate(bowl, torch.ones(3), method="rk4", t_max=1.0, observe=[Slope()])
+
+
+def test_vectors_that_missed_the_tolerance_are_not_computed_again():
+    train, _, theta = chebyshev()
+    options = {"method": "gd", "lr": 0.1, "max_steps": 3, "n_eigs": 2, "eigs_tol": 1e-18, "midpoint": True}
+    run = gradflow.integrate(train, theta, **options)
+    assert float(run.midpoint_eigenvalue_residual[1, 0]) > 1e-18
+    assert np.isfinite(run.oscillation_along[1:-1]).all()
+    bare = gradflow.integrate(train, theta, **options | {"midpoint": False})
+    records, midpoints = 4, 2
+    per_record = bare.attrs["n_hvps_observing"] / records
+    extra = run.attrs["n_hvps_observing"] - bare.attrs["n_hvps_observing"]
+    assert extra <= 1.1 * midpoints * per_record
