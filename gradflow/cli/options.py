@@ -298,7 +298,9 @@ class RunCommand(click.Command):
         sections: dict[str, Sequence[click.Parameter]] = {"Options": super().get_params(ctx)}
         args = ctx.meta.get(ARGS, ())
         if (flow := chosen_flow(args)) is not None:
-            sections[f"Options of the flow {flow}"] = flow_flags(FLOWS.get(flow))
+            own = {param.name for param in sections["Options"]}
+            of_flow = flow_flags(FLOWS.get(flow))
+            sections[f"Options of the flow {flow}"] = [each for each in of_flow if each.name not in own]
         if (method := method_that_runs(args)) is not None:
             sections[f"Options of {method}"] = method_flags(method)
         for title, params in sections.items():

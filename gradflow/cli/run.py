@@ -202,7 +202,8 @@ def _flow_options(flow: str | None, method: str, chosen: dict[str, Any]) -> dict
     check_flow(flow)
     known = options_of(flows()[flow])
     assigned = read_assignments("-f", given, known, f"Flow {flow!r}")
-    flagged = {str(option.name) for option in flow_flags(flows()[flow])} & chosen.keys()
+    ours = {param.name for param in run.params}  # --seed is that of the weights, whatever options a flow has
+    flagged = {str(option.name) for option in flow_flags(flows()[flow])} & chosen.keys() - ours
     shared = flagged & {str(option.name) for option in method_flags(method)}
     for name in shared:
         if chosen[name] is None or name in assigned:  # which leaves the flag to the method

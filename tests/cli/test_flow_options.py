@@ -26,11 +26,14 @@ class Schemed(Flow):
         What time is divided by.
     alpha : float, default 1.0
         What a method has too.
+    seed : int, default 7
+        What the command has too.
     """
 
     scheme: Literal["first", "second"] = "first"
     slowness: float = 1.0
     alpha: float = 1.0
+    seed: int = 7
 
     name: ClassVar[str] = "schemed"
     schemes: ClassVar = {"first": "rk4", "second": "dopri5"}
@@ -72,6 +75,13 @@ def test_what_both_have_goes_to_the_one_that_has_it_not_yet(tmp_path):
         assert (of_flow, of_method) == expected
 
 
+def test_the_flags_of_the_command_stay_its_own(schemed, tmp_path):
+    _, of_flow, *_ = settings(tmp_path, "--flow", "schemed", "--seed", 3)
+    assert of_flow["seed"] == 7
+    assert config(tmp_path / "x.nc")["loss"]["seed"] == 3
+    assert settings(tmp_path, "--flow", "schemed", "-f", "seed=5")[1]["seed"] == 5
+
+
 @pytest.mark.parametrize("args", [["--scheme", "second"], ["-f", "scheme=second"], ["--scheme=second"]])
 def test_auto_stands_for_the_method_of_the_scheme(args, schemed, tmp_path):
     flow, options, method, of_method = settings(
@@ -86,6 +96,7 @@ def test_the_help_has_the_options_of_flow_and_scheme(schemed):
     text = " ".join(invoke("run", "--flow", "schemed", "--help").output.split())
     assert "Options of the flow schemed: --scheme [first|second] Which of its methods follows it." in text
     assert "Options of rk4: --alpha" in text
+    assert text.count("--seed") == 1
     assert "--lr FLOAT" in invoke("run", "--help", "--flow", "modified").output
 
 
