@@ -3,10 +3,12 @@
 from functools import partial
 
 from gradflow.analysis.combine import combine
-from gradflow.analysis.compare import compare, crossing_time, label
+from gradflow.analysis.compare import compare, label
+from gradflow.analysis.predictions import is_optimiser
 from gradflow.analysis.summary import summary
+from gradflow.analysis.thresholds import crossing_time
 from gradflow.moved import refuse_former_name
 
-__all__ = ["combine", "compare", "crossing_time", "label", "summary"]
+__all__ = ["combine", "compare", "crossing_time", "is_optimiser", "label", "summary"]
 
 __getattr__ = partial(refuse_former_name, __name__)

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Hashable
 
 import numpy as np
 import xarray as xr
 
-from gradflow.errors import InvalidInputError, InvalidTypeError
+from gradflow.analysis.predictions import (
+    IN_STEPS,
+    WIDTH,
+    UnevenStepsError,
+    in_common_time,
+    optimiser_and_flow,
+    predictions,
+)
+from gradflow.analysis.thresholds import SHARPNESS, bounded_by_threshold, crossing_time
+from gradflow.checks import check_number
+from gradflow.errors import ConventionWarning, InvalidInputError, InvalidTypeError
 
-#: Name of the largest eigenvalue, by the variable that holds it.
-SHARPNESS = {"eigenvalue": "sharpness", "effective_eigenvalue": "effective_sharpness"}
 
-
-def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset:
+def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False, smooth: float | None = None) -> xr.Dataset:
     """Measure the distance between two runs as a function of time.
 
     Distances are between the recorded θ where both runs have it, else between random projections of equal
@@ -27,6 +35,9 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
     interp : bool, default False
         Compare at all of `a`'s times within `b`, interpolating `b` linearly. Default: at times that both
         have, to 1e-9 of the largest.
+    smooth : float, optional
+        Standard deviation of the Gaussian by which an optimiser is averaged, in its steps; 0 for none. Its records
+        must be evenly spaced in steps. Default: 50 where they are, else nothing is averaged.
 
     Returns
     -------
@@ -38,6 +49,25 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
         ``crossing_time_a`` and ``crossing_time_b``: when the sharpness that the run's threshold bounds (2/η for
         ``gd``) first rises above it; their ``long_name`` tells whether that is the sharpness or the effective
         sharpness. NaN if it doesn't rise above it, or wasn't recorded.
+
+        Of an optimiser and a flow, in any order, also what the flow predicts of the optimiser's averages:
+        ``train_loss_smoothed``, ``predicted_train_loss`` and ``loss_error``, their relative distance;
+        ``gradient_norm_smoothed`` (the root of the smoothed square), ``predicted_gradient_norm`` and
+        ``gradient_norm_error``; ``sharpness_at_centre``, λ₁ at the midpoints or else smoothed, and
+        ``sharpness_error``; ``midpoint_distance``, from the optimiser's midpoints to the flow;
+        ``oscillation_variance_smoothed`` and ``sigma_trace``; ``oscillation_along_smoothed`` and
+        ``sigma_eigenvalue``, by mode, of which only the sums compare where several modes are critical, as the flow's
+        covariance has eigenvectors of its own. A flow that predicts no averages, such as the gradient flow, is taken
+        at its own loss and gradient norm. Scalars: the means of errors and distances over the times from the
+        optimiser's crossing on, ``mean_loss_error``, ``mean_gradient_norm_error``, ``mean_sharpness_error``,
+        ``mean_distance`` and ``mean_midpoint_distance``; NaN where it doesn't cross. Each is there if what it is made
+        of was recorded.
+
+    Warns
+    -----
+    ConventionWarning
+        If an optimiser of one dtype is compared with a run of another beyond its threshold: how late its oscillation
+        sets in depends on rounding.
 
     Raises
     ------
@@ -60,6 +90,9 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
             )
         if "time" not in run.dims or "time" not in run.coords or "train_loss" not in run:
             raise InvalidInputError(f"Expected {name} as a run of gradflow, with train_loss over time.")
+    if smooth is not None:
+        check_number("smooth", smooth, least=0)
+    a, b = in_common_time(a, b)
     _check_comparable(a, b)
     pairs = {what: (_states(a, what), _states(b, what)) for what in _common_states(a, b)}
     matched = {what: _matching(x.time.values, y.time.values) for what, (x, y) in pairs.items()}
@@ -107,76 +140,65 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False) -> xr.Dataset
         bounded = SHARPNESS.get(bounded_by_threshold(run) or "", "sharpness").replace("_", " ")
         said = f"first time at which the {bounded} is above the threshold"
         result[f"crossing_time_{suffix}"] = (), crossing_time(run), {"units": "1", "long_name": said}
+    if a.attrs.get("time_definition") == IN_STEPS:
+        result.time.attrs |= {"units": "1", "long_name": IN_STEPS}
+    _warn_of_dtypes(a, b, result)
+    if (roles := optimiser_and_flow(a, b)) is not None:
+        result = _with_predictions(result, *roles, what, smooth, interp=interp)
     return result
 
 
-def bounded_by_threshold(run: xr.Dataset) -> str | None:
-    """Return the name of the variable whose first column the run's stability threshold bounds.
-
-    Parameters
-    ----------
-    run : xarray.Dataset
-
-    Returns
-    -------
-    str or None
-        ``eigenvalue``, or ``effective_eigenvalue`` for a method that preconditions; recorded or not. None if the run
-        has no threshold, or an older file leaves it open.
-    """
-    if "stability_threshold" not in run.attrs:
-        return None
-    recorded = (name for name in ("effective_eigenvalue", "eigenvalue") if name in run)
-    # Files without the attribute have both spectra of a method that preconditions, or none.
-    bounded: str | None = run.attrs.get("stability_threshold_of", next(recorded, None))
-    return bounded
-
-
-def crossing_time(run: xr.Dataset) -> float:
-    """Return the first recorded time at which the sharpness that the run's stability threshold bounds is above it.
-
-    That is the effective sharpness, λ₁ of the preconditioned Hessian, for methods that precondition.
-
-    Parameters
-    ----------
-    run : xarray.Dataset
-
-    Returns
-    -------
-    float
-        NaN if it never is, or the run has no threshold or no such eigenvalues.
-    """
-    bounded = bounded_by_threshold(run)
-    if bounded is None or bounded not in run:
-        return float("nan")
-    above = run.time.values[run[bounded].values[:, 0] > run.attrs["stability_threshold"]]
-    return float(above[0]) if len(above) else float("nan")
+def _with_predictions(
+    result: xr.Dataset,
+    optimiser: xr.Dataset,
+    flow: xr.Dataset,
+    what: str,
+    smooth: float | None,
+    *,
+    interp: bool,
+) -> xr.Dataset:
+    """Add what a flow predicts of an optimiser's averages, and means after the crossing."""
+    times = result.time.values
+    if (midpoint := f"midpoint_{what}") in optimiser and np.isfinite(optimiser[midpoint]).any():
+        x, y = (
+            _at(states, times, interp).values
+            for states in (_states(optimiser, midpoint), _states(flow, what))
+        )
+        about = {
+            "units": "1",
+            "long_name": "2-norm of the difference of the optimiser's midpoint and the flow",
+        }
+        result["midpoint_distance"] = "time", np.linalg.norm(x - y, axis=1), about
+    try:
+        width = WIDTH if smooth is None else float(smooth)
+        found = predictions(optimiser, flow, width, lambda series: _at(series, times, interp))
+        for variable, series in found.items():
+            result[variable] = series.dims, series.values, series.attrs
+        result.attrs["smooth"] = width
+    except UnevenStepsError as error:
+        if smooth is not None:
+            raise
+        result.attrs["not_smoothed"] = str(error)
+    crossing = crossing_time(optimiser)
+    for name in ("loss_error", "gradient_norm_error", "sharpness_error", "distance", "midpoint_distance"):
+        if name in result:
+            after = result[name].where(result.time >= crossing).mean()
+            said = f"mean of the {name.replace('_', ' ')} from the crossing on"
+            result[f"mean_{name}"] = after.assign_attrs(units="1", long_name=said)
+    return result
 
 
-def governing_sharpness(run: xr.Dataset) -> tuple[str, xr.DataArray]:
-    """Return the sharpness that decides on stability: of the preconditioned Hessian, for methods that precondition.
-
-    Parameters
-    ----------
-    run : xarray.Dataset
-
-    Returns
-    -------
-    str
-        The variable that it is taken from: ``effective_eigenvalue`` where recorded, else ``eigenvalue``; else
-        ``sharpness_used``, what the steps were sized with, as in :func:`sharpness_used`.
-    xarray.DataArray
-        λ₁ over time.
-    """
-    for name in ("effective_eigenvalue", "eigenvalue"):
-        if name in run:
-            return name, run[name][:, 0]
-    return "sharpness_used", sharpness_used(run)
-
-
-def sharpness_used(run: xr.Dataset) -> xr.DataArray:
-    """Return λ₁ that steps were sized with; NaN along another flow, whose steps are sized with its own rates."""
-    of_hessian = run.attrs.get("flow", "gradient") == "gradient"  # older files have no flow
-    return run.sharpness_used if of_hessian else run.sharpness_used.where(False)
+def _warn_of_dtypes(a: xr.Dataset, b: xr.Dataset, result: xr.Dataset) -> None:
+    one, two = (run.attrs.get("dtype") for run in (a, b))
+    crossing = np.fmin(float(result.crossing_time_a), float(result.crossing_time_b))
+    if one != two and crossing <= result.time.values[-1]:
+        warnings.warn(
+            f"The runs are in {one} and {two}, and are compared beyond t = {crossing:.4g}, where an optimiser becomes "
+            "unstable: its oscillation grows out of rounding, and sets in at another time in another dtype. Averages "
+            "that are taken later compare; for the onset give both runs one dtype.",
+            ConventionWarning,
+            stacklevel=3,
+        )
 
 
 def _check_comparable(a: xr.Dataset, b: xr.Dataset) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from gradflow.analysis.compare import SHARPNESS, bounded_by_threshold, crossing_time, sharpness_used
+from gradflow.analysis.thresholds import SHARPNESS, bounded_by_threshold, crossing_time, sharpness_used
 from gradflow.errors import InvalidInputError
 
 
@@ -20,10 +20,11 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
     -------
     dict
         ``method``, ``status``, ``n_steps``, ``t``, ``train_loss``, ``n_gradients``, ``n_hvps``, ``wall_time``;
-        ``train_accuracy``, ``test_loss``, ``test_accuracy`` if they were recorded; ``sharpness``, λ₁ of the Hessian
-        (the last recorded, else used), and ``effective_sharpness``, λ₁ of the preconditioned Hessian (the last
-        recorded), where known; ``stability_threshold``, and in ``stability_threshold_of`` which of the two it
-        bounds; ``crossing_time``, when that one was first above it.
+        ``train_accuracy``, ``test_loss``, ``test_accuracy`` if they were recorded; the last ``midpoint_train_loss`` of
+        an optimiser, and ``predicted_train_loss``, ``sigma_trace`` and ``n_active`` of a flow, if they were;
+        ``sharpness``, λ₁ of the Hessian (the last recorded, else used), and ``effective_sharpness``, λ₁ of the
+        preconditioned Hessian (the last recorded), where known; ``stability_threshold``, and in
+        ``stability_threshold_of`` which of the two it bounds; ``crossing_time``, when that one was first above it.
 
     Examples
     --------
@@ -48,6 +49,9 @@ def summary(run: xr.Dataset) -> dict[str, str | float | int]:
     for name in ("train_accuracy", "test_loss", "test_accuracy"):
         if np.isfinite(end[name]):
             result[name] = float(end[name])
+    for name in ("midpoint_train_loss", "predicted_train_loss", "sigma_trace", "n_active"):
+        if name in run and len(known := run[name].dropna("time")):
+            result[name] = float(known[-1])
     series = {name: run[variable][:, 0] for variable, name in SHARPNESS.items() if variable in run}
     for name, sharpness in ({"sharpness": sharpness_used(run)} | series).items():
         known = sharpness.values[np.isfinite(sharpness.values)]

@@ -68,6 +68,12 @@ class Recorder:
         self.amend = record.amend
         self.flush = record.flush
 
+    def follow(self, z: Tensor) -> None:
+        """Add to the last record what takes the step after it."""
+        values = self._observers.follow(z)
+        if values:
+            self._record.amend(values)
+
     def sync(self, state: Callable[[], dict[str, Any]], *, now: bool = False) -> None:
         """Bring records to safety, and the state of run and observers; the point that they saw last is let go."""
         self._observers.forget()

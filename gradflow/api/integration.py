@@ -23,7 +23,14 @@ from gradflow.api.assembly import (
     static_variables,
     to_numpy,
 )
-from gradflow.api.measurements import Every, as_grid, make_schedule, save_cadences, standard_observers
+from gradflow.api.measurements import (
+    Every,
+    as_grid,
+    make_schedule,
+    midpoint_observers,
+    save_cadences,
+    standard_observers,
+)
 from gradflow.api.resume import check_first_loss, data_attributes, identity_of, open_ended, where_to_record
 from gradflow.checks import check_number
 from gradflow.driver import Event, Outcome, Status, Stepper, StepReport, run
@@ -57,6 +64,7 @@ def integrate(
     projections_every: Every | None = None,
     projection_seed: int = 0,
     params_every: Every | None = None,
+    midpoint: bool = False,
     test: LossFunction | None = None,
     test_every: Every | None = None,
     observe: Observed | None = None,
@@ -122,6 +130,11 @@ def integrate(
         Seed of the projection matrix; runs can be compared when it is equal.
     params_every : float, gradflow.steps or sequence of float, optional
         Cadence of θ itself. Default: every record for P ≤ 1,000, else never.
+    midpoint : bool, default False
+        Record an optimiser also at the midpoints of its iterates. That is, loss, gradient norm, eigenvalues,
+        projections and θ at (w_{t−1} + 2 w_t + w_{t+1})/4, each where it is recorded at w_t, and how far w_t is from
+        there: what the centre of a flow at the edge of stability is compared with. The first and the last record have
+        no midpoint.
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional
@@ -205,12 +218,14 @@ def integrate(
         abridged_size, n_projections, projections_every, projection_seed, params_every, test, test_every,
     )  # fmt: skip
     theirs = read_observers(observe)
+    midpoints, more, at_midpoint = midpoint_observers(ours, theirs, fields[0], integrator, wanted=midpoint)
+    ours += at_midpoint
     watched = make_events(loss, events, loss_goal, acc_goal)
     happening = {f"event_{name}": text for name, text in integrator.events.items()}
     happening |= {event.variable: event.describe() for event in watched if event.variable}
     named = name_observers(ours, theirs, happening)
     schedule = make_schedule(named, saves, t_max)
-    observers = Observers(fields, named, theta.numel(), happening)
+    observers = Observers([*fields, *more], named, theta.numel(), happening, midpoints)
     stop = make_stop_conditions(t_max, max_steps, max_wall_time, watched, callback)
     check_number("sync_every", sync_every, least=0, finite=False)
     check_number("checkpoint_every", checkpoint_every, above=0, finite=False)
@@ -225,6 +240,8 @@ def integrate(
         density_at=None if grid is None else grid.tolist(), abridged_size=abridged_size,
         n_projections=n_projections, projection_seed=projection_seed, n_threads=torch.get_num_threads(),
     )  # fmt: skip
+    if midpoint:
+        config["midpoint"] = True
     if theirs:
         config["observe"] = {
             name: o.settings() for name, o in named.items() if any(o is each for each in theirs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,11 +23,15 @@ from gradflow.flows import Field
 from gradflow.integrators import Integrator
 from gradflow.loss import LossFunction
 from gradflow.observe import (
+    AtMidpoint,
     Density,
     EffectiveEigenvalues,
     Eigenvalues,
     FlowObserver,
+    Midpoints,
+    MidpointScalars,
     Observer,
+    OscillationAlong,
     Parameters,
     Projections,
     RandomProjection,
@@ -137,6 +141,70 @@ def standard_observers(
     if field.flow.variables:
         observers.append(FlowObserver(field.flow))
     return ([field] if part is field else [field, part]), observers
+
+
+def midpoint_observers(
+    observers: Sequence[Observer],
+    theirs: Iterable[Observer],
+    field: Field,
+    integrator: Integrator,
+    *,
+    wanted: bool,
+) -> tuple[Midpoints | None, list[Field], list[Observer]]:
+    """Make the observers that measure at the midpoints what ours measure at the iterates.
+
+    Parameters
+    ----------
+    observers, theirs : sequence of Observer
+        Ours at the iterates, and those of the user.
+    field : Field
+        That of the run's loss and flow.
+    integrator : Integrator
+    wanted : bool
+        Whether ours are wanted; a user's own observer may be at midpoints all the same.
+
+    Returns
+    -------
+    midpoints : Midpoints or None
+    fields : list of Field
+        Those in which they compute, none of them another observer's.
+    observers : list of Observer
+        The spectrum first, whose gradient the others take over.
+
+    Raises
+    ------
+    InvalidInputError
+        For a flow, and for steps that see some of the data each.
+    """
+    if not wanted and not any(observer.at_midpoint for observer in theirs):
+        return None, [], []
+    if not integrator.discrete:
+        raise InvalidInputError(
+            f"Midpoints are those of an optimiser's iterates; {integrator.name} follows a flow, which doesn't "
+            "oscillate from step to step. Leave out midpoint=True, or choose an optimiser, such as gd."
+        )
+    if integrator.stochastic:
+        raise InvalidInputError(
+            "Midpoints need steps that see all of the data: with mini-batches the iterates differ by their noise too. "
+            "Leave out midpoint=True, or batch_size=…."
+        )
+    at_midpoints = Field(field.loss, field.flow)
+    fields = [at_midpoints]
+    found: list[Observer] = []
+    for observer in observers if wanted else ():
+        if isinstance(observer, Eigenvalues):
+            part = at_midpoints
+            if not observer.field.is_of(field.loss):
+                part = Field(observer.field.loss, field.flow)
+                fields.append(part)
+            n, tol, every = observer.n, observer.tol, observer.every
+            found += [
+                AtMidpoint(type(observer)(part, n, tol, every=every)),
+                OscillationAlong(part, n, every=every),
+            ]
+        elif isinstance(observer, Projections | Parameters):
+            found.append(AtMidpoint(observer))
+    return Midpoints(at_midpoints), fields, [*found, MidpointScalars()] if wanted else []
 
 
 def as_grid(density_at: Sequence[float] | None) -> Tensor | None:

@@ -59,6 +59,17 @@ def method_flags(method: str | None) -> tuple[click.Option, ...]:
     )
 
 
+@cache
+def flow_flags(cls: type | None) -> tuple[click.Option, ...]:
+    """Make the flags that set the options of a flow's class; none for None."""
+    taken = {option.name for option in integrate_flags()}
+    return tuple(
+        _flag(option.name, option.hint, option.said)
+        for option in ([] if cls is None else options_of(cls))
+        if option.name not in taken
+    )
+
+
 def _flag(name: str, hint: Any, doc: str, default: Any = None) -> click.Option:
     keywords = inspect.signature(integrate).parameters
     said = re.sub(r"`(\w+)`", lambda m: flag(m[1]) if m[1] in keywords else m[1], doc)
@@ -145,12 +156,44 @@ def complete_name(registry: Callable[[], Mapping[str, type]]) -> Callable[..., l
 
 def chosen_method(args: Sequence[str]) -> str | None:
     """Return the method that a command line asks for, before it is parsed; None if it asks for none."""
-    found = None
+    return _last_value(args, "--method", "--opt")
+
+
+def chosen_flow(args: Sequence[str]) -> str | None:
+    """Return the flow that a command line asks for, before it is parsed; None if it asks for none."""
+    return _last_value(args, "--flow")
+
+
+def method_that_runs(args: Sequence[str]) -> str | None:
+    """Return the method whose options a command line may set: the flow's own, where auto stands for that."""
+    method, flow = chosen_method(args), chosen_flow(args)
+    schemes = FLOWS[flow].schemes if flow in FLOWS else {}
+    if method not in {None, "auto"} or not schemes:
+        return method
+    assigned = [text.partition("=")[2] for text in _values(args, "-f") if text.startswith("scheme=")]
+    scheme = _last_value(args, "--scheme") or (assigned[-1] if assigned else None)
+    return schemes.get(str(scheme), next(iter(schemes.values())))
+
+
+def _last_value(args: Sequence[str], *flags: str) -> str | None:
+    found = _values(args, *flags)
+    return found[-1] if found else None
+
+
+def _values(args: Sequence[str], *flags: str) -> list[str]:
+    """Return what a command line says after some flags, before it is parsed."""
+    found = []
     for arg, following in pairwise((*args, "")):
         name, given, value = arg.partition("=")
-        if name in {"--method", "--opt"}:
-            found = value if given else following
+        if name in flags:
+            found.append(value if given else following)
     return found
+
+
+def check_flow(flow: str | None) -> None:
+    """Refuse a flow that isn't known."""
+    if flow is not None and flow not in FLOWS:
+        raise click.UsageError(f"No flow {flow!r}; {suggest(flow, FLOWS)}")
 
 
 def check_method(method: str | None) -> str:
@@ -204,7 +247,7 @@ def complete_assignment(ctx: click.Context, param: click.Parameter, incomplete: 
     """Complete the names of -o and -f, from the options of the method or flow given so far."""
     registry, chosen = flows(), str(ctx.params.get("flow"))
     if param.name == "method_options":
-        registry, chosen = methods(), chosen_method(ctx.meta.get(ARGS, ())) or DEFAULT_METHOD
+        registry, chosen = methods(), method_that_runs(ctx.meta.get(ARGS, ())) or DEFAULT_METHOD
     known = options_of(registry[chosen]) if chosen in registry else []
     return [
         CompletionItem(f"{option.name}=", help=first_sentence(option.doc))
@@ -218,11 +261,15 @@ ARGS = "gradflow.cli.args"
 
 
 class RunCommand(click.Command):
-    """A command that has the flags of the method that it is given, beside its own."""
+    """A command that has the flags of the method and of the flow that it is given, beside its own."""
 
     def get_params(self, ctx: click.Context) -> list[click.Parameter]:
-        """Return its own, and those of the method."""
-        return [*super().get_params(ctx), *method_flags(chosen_method(ctx.meta.get(ARGS, ())))]
+        """Return its own, those of the method, and those of the flow; what two have is one flag."""
+        args = ctx.meta.get(ARGS, ())
+        found = [*super().get_params(ctx), *method_flags(method_that_runs(args))]
+        taken = {param.name for param in found}
+        of_flow = flow_flags(FLOWS.get(str(chosen_flow(args))))
+        return [*found, *(option for option in of_flow if option.name not in taken)]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; a flag that the method hasn't is refused as integrate() refuses an option that it hasn't."""
@@ -232,19 +279,29 @@ class RunCommand(click.Command):
         except click.NoSuchOption as error:
             if not error.option_name.startswith("--"):
                 raise
-            method = check_method(chosen_method(ctx.meta[ARGS]))
+            typed = ctx.meta[ARGS]
+            flow = chosen_flow(typed)
+            check_flow(flow)
+            method = check_method(method_that_runs(typed))
             name = error.option_name[2:].replace("-", "_").removeprefix("no_")
-            valid = (str(option.name) for option in method_flags(method))
+            of_flow = flow_flags(FLOWS.get(str(flow)))
+            valid = {str(option.name) for option in (*method_flags(method), *of_flow)}
             flags = (param for param in self.params if not getattr(param, "hidden", False))
             own = (str(param.name) for param in flags if param.opts[0].startswith("--"))
-            text = f"Method {method!r} has no option {name!r}; {suggest(name, valid, own)}"
+            who = f"Method {method!r} has" if flow is None else f"Method {method!r} and flow {flow!r} have"
+            text = f"{who} no option {name!r}; {suggest(name, valid, own)}"
             hint = options_hint(method) if name == "options" else None
             raise click.UsageError(hint or text, ctx) from None
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the help: its own flags, and those of a method that was asked for."""
+        """Write the help: its own flags, and those of a method and a flow that were asked for."""
         sections: dict[str, Sequence[click.Parameter]] = {"Options": super().get_params(ctx)}
-        if (method := chosen_method(ctx.meta.get(ARGS, ()))) is not None:
+        args = ctx.meta.get(ARGS, ())
+        if (flow := chosen_flow(args)) is not None:
+            own = {param.name for param in sections["Options"]}
+            of_flow = flow_flags(FLOWS.get(flow))
+            sections[f"Options of the flow {flow}"] = [each for each in of_flow if each.name not in own]
+        if (method := method_that_runs(args)) is not None:
             sections[f"Options of {method}"] = method_flags(method)
         for title, params in sections.items():
             options = (param for param in params if isinstance(param, click.Option))

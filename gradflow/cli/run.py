@@ -16,23 +16,27 @@ from gradflow.api import integrate
 from gradflow.cli import edge_of_stability, problem
 from gradflow.cli.files import print_summary
 from gradflow.cli.options import (
+    ARGS,
     DEFAULT_METHOD,
     RENAMED,
     RunCommand,
+    check_flow,
     check_method,
     complete_assignment,
     complete_name,
     failure,
     flag,
+    flow_flags,
     flows,
     integrate_flags,
     method_flags,
+    method_that_runs,
     methods,
     options_of,
     read_assignments,
 )
 from gradflow.cli.values import EVENT, name_events
-from gradflow.errors import GradflowError, IntegrationWarning, InvalidInputError, suggest
+from gradflow.errors import GradflowError, IntegrationWarning, InvalidInputError
 from gradflow.integrators import METHODS
 from gradflow.loss import LossFunction
 from gradflow.record import check_output, write_atomically
@@ -59,7 +63,7 @@ _OF_NAMED = ("dtype", "device", "batch_size", "data")
 )
 @click.option(
     "-f", "flow_options", multiple=True, metavar="NAME=VALUE", shell_complete=complete_assignment,
-    help="An option of the flow; may be repeated.",
+    help="An option of the flow; also as --NAME VALUE.",
 )  # fmt: skip
 @click.option(
     "--event", "events", multiple=True, type=EVENT, metavar="NAME=VALUE[:rising|:falling][!]",
@@ -103,19 +107,20 @@ def run(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
     gradflow run mine:problem --method gd -o lr=0.1 --max-steps 100 --out b.nc
 
     DATASET is digits, chebyshev-K-N, linear-50-50, cifar10, or cifar10-1k, -2k, -5k, -10k, -20k for its first images.
-    NET is fc-ACTIVATION, with -depthN, cnn-, cnn-avgpool- or cnn-bn-ACTIVATION (tanh, relu, elu, hardtanh, softplus),
-    vgg11, vgg11-bn, resnet32, deeplinear or regression. CRITERION is mse or ce.
+    NET is fc-ACTIVATION, with -depthN, cnn-, cnn-avgpool- or cnn-bn-ACTIVATION (tanh, relu, gelu, elu, hardtanh,
+    softplus), vgg11, vgg11-bn, resnet32, deeplinear or regression. CRITERION is mse or ce.
 
     A CADENCE is a time (0.5), steps (10steps), steps of a size (10steps@0.01), or times: T1,T2,… or log:FIRST:LAST:N.
 
-    With --method NAME, this help ends with the options of that method. The flags of gd.py and flow.py (Cohen et al.
-    2021) are understood as well, with their defaults and underscores.
+    With --method or --flow NAME, this help ends with the options of both. The flags of gd.py and flow.py (Cohen et al.
+    2021) work too, with their defaults.
     """  # noqa: D301
     chosen = edge_of_stability.translate(given)
     try:
         method, flow = check_method(chosen.pop("method")), chosen.pop("flow")
-        method_options = _method_options(method, chosen)
-        flow_options = _flow_options(flow, chosen.pop("flow_options"))
+        runs = check_method(method_that_runs(ctx.meta[ARGS])) if method == DEFAULT_METHOD else method
+        flow_options = _flow_options(flow, runs, chosen)
+        method_options = _method_options(runs, chosen)
         seed, test, out_dir, resume, save_model = (
             chosen.pop(name) for name in ("seed", "test", "out_dir", "resume", "save_model")
         )
@@ -187,15 +192,31 @@ def _method_options(method: str, chosen: dict[str, Any]) -> dict[str, Any]:
     return found | assigned
 
 
-def _flow_options(flow: str | None, given: tuple[str, ...]) -> dict[str, Any]:
+def _flow_options(flow: str | None, method: str, chosen: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of the flow out of what was chosen, as flags and by -f."""
+    given = chosen.pop("flow_options")
     if flow is None:
         if given:
             raise click.UsageError("-f is an option of a flow: give --flow.")
         return {}
-    if flow not in flows():
-        raise click.UsageError(f"No flow {flow!r}; {suggest(flow, flows())}")
+    check_flow(flow)
     known = options_of(flows()[flow])
-    found = read_assignments("-f", given, known, f"Flow {flow!r}")
+    assigned = read_assignments("-f", given, known, f"Flow {flow!r}")
+    ours = {param.name for param in run.params}  # --seed is that of the weights, whatever options a flow has
+    flagged = {str(option.name) for option in flow_flags(flows()[flow])} & chosen.keys() - ours
+    shared = flagged & {str(option.name) for option in method_flags(method)}
+    for name in shared:
+        if chosen[name] is None or name in assigned:  # which leaves the flag to the method
+            flagged.remove(name)
+        elif not any(text.partition("=")[0] == name for text in chosen["method_options"]):
+            raise click.UsageError(
+                f"Flow {flow!r} and method {method!r} both have an option {name!r}: give -f {name}=… or -o {name}=…."
+            )
+    found = {name: value for name in flagged if (value := chosen.pop(name)) is not None}
+    chosen |= dict.fromkeys(flagged & shared)
+    if twice := found.keys() & assigned.keys():
+        raise click.UsageError(f"-f {min(twice)} and {flag(min(twice))} say the same; give one.")
+    found |= assigned
     if needed := [
         option.name for option in known if option.default == "required" and option.name not in found
     ]:

@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from gradflow.autocast import without_autocast
 from gradflow.driver.events import Event, EventTracker, Occurrence
 from gradflow.driver.interrupts import Interrupts
@@ -39,6 +41,9 @@ class Recorder(Protocol):
 
     def append(self, record: dict[str, Any]) -> None:
         """Keep a record."""
+
+    def follow(self, z: Tensor) -> None:
+        """See where a step led, before it is recorded: called after every step. It may amend the last record."""
 
     def amend(self, values: dict[str, Any]) -> None:
         """Add values to the record that was kept last."""
@@ -190,6 +195,7 @@ class _Run:
         t0 = self.stepper.t
         self.forget()
         self.report = self.stepper.advance(self.target())
+        self.recorder.follow(self.stepper.point.z)
         happened = self.look(t0)
         report = self.report
         status = self.status()

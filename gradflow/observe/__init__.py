@@ -6,6 +6,7 @@ from gradflow.observe.eigenvalues import EffectiveEigenvalues, Eigenvalues
 from gradflow.observe.flow import FlowObserver
 from gradflow.observe.function import FunctionObserver
 from gradflow.observe.group import Observers
+from gradflow.observe.midpoint import AtMidpoint, MidpointPoint, Midpoints, MidpointScalars, OscillationAlong
 from gradflow.observe.parameters import Parameters
 from gradflow.observe.point import ObservedPoint
 from gradflow.observe.projections import Projections, RandomProjection
@@ -16,15 +17,20 @@ from gradflow.observe.test_set import TestSet
 
 __all__ = [
     "QUANTITIES",
+    "AtMidpoint",
     "Density",
     "EffectiveEigenvalues",
     "Eigenvalues",
     "FlowObserver",
     "FunctionObserver",
+    "MidpointPoint",
+    "MidpointScalars",
+    "Midpoints",
     "Observed",
     "ObservedPoint",
     "Observer",
     "Observers",
+    "OscillationAlong",
     "Parameters",
     "Projections",
     "RandomProjection",

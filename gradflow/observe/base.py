@@ -33,6 +33,9 @@ class Observer(ABC):
     4. :meth:`state_dict` and :meth:`load_state_dict`, if later values depend on earlier ones: a checkpoint then holds
        that state, and a resumed run goes on from it. Make a new instance for each run.
     5. Randomness from a generator of its own, which is part of that state.
+    6. ``at_midpoint = True``, if :meth:`measure` is to get the second-order midpoint (w_{t−1} + 2 w_t + w_{t+1})/4 of
+       the iterates of an optimiser in the place of w_t, with w_t less the midpoint as ``point.oscillation``. The first
+       and the last record have no midpoint, so the sizes of dimensions must come from others or from coordinates.
 
     Pass an instance: ``gradflow.integrate(loss, observe=[MyObserver(every=1.0)])``. Nothing has to be registered.
 
@@ -48,6 +51,8 @@ class Observer(ABC):
     variables : mapping of str to Variable
     coordinates : mapping of str to (Variable, array)
         Fixed values along dimensions of the same names.
+    at_midpoint : bool
+        It measures at the midpoints of the iterates of a discrete method; its values come a step later.
 
     Examples
     --------
@@ -74,6 +79,7 @@ class Observer(ABC):
     name: ClassVar[str] = ""
     variables: ClassVar[Mapping[str, Variable]] = {}
     coordinates: ClassVar[Mapping[str, tuple[Variable, np.ndarray]]] = {}
+    at_midpoint: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, point: ObservedPoint) -> Mapping[str, Any]:

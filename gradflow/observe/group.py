@@ -14,6 +14,7 @@ from gradflow.driver import Snapshot
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.flows import Field
 from gradflow.observe.base import Observer
+from gradflow.observe.midpoint import Midpoints
 from gradflow.observe.point import ObservedPoint
 from gradflow.observe.quantities import evaluate
 from gradflow.observe.run_state import RunState
@@ -34,6 +35,8 @@ class Observers:
     n_parameters : int
     events : mapping of str to str, optional
         Variables of events, with what happens there in words.
+    midpoints : Midpoints, optional
+        Where observers at the midpoint measure.
 
     Attributes
     ----------
@@ -51,9 +54,11 @@ class Observers:
         observers: Mapping[str, Observer],
         n_parameters: int,
         events: Mapping[str, str] | None = None,
+        midpoints: Midpoints | None = None,
     ) -> None:
         self._fields = tuple(fields)
         self._observers = dict(observers)
+        self._midpoints = midpoints
         self._run_state = RunState(self._fields[0].flow.third_derivatives, events or {})
         self._service = SpectrumService(self._fields[0].loss)  # of the points: ours keep their own bases
         self.variables: dict[str, Variable] = {}
@@ -85,12 +90,13 @@ class Observers:
         each = {name: observer.state_dict() for name, observer in self._observers.items()}
         for name, state in each.items():
             _check_plain(name, state)
-        return {
+        state = {
             "fields": [field.state_dict() for field in self._fields],
             "service": self._service.state_dict(),
             "sizes": dict(self.sizes),
             "each": each,
         }
+        return state if self._midpoints is None else state | {"midpoints": self._midpoints.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave."""
@@ -100,6 +106,8 @@ class Observers:
         self.sizes.update(state["sizes"])
         for name, observer in self._observers.items():
             observer.load_state_dict(state["each"][name])
+        if self._midpoints is not None:
+            self._midpoints.load_state_dict(state["midpoints"])
         self._begun = True
         self._declare()
 
@@ -108,11 +116,25 @@ class Observers:
         point = self._point(snapshot)
         values = self._run_state.measure(point)
         for name, observer in self._observers.items():
-            if name in due:
+            if name in due and not observer.at_midpoint:
                 values |= self._values(name, observer, point)
+        if self._midpoints is not None:
+            self._midpoints.wait(snapshot, [name for name in due if self._observers[name].at_midpoint])
         if not self._begun:
             self._check_sizes()
             self._begun = True
+        return {name: value for name, value in values.items() if not _is_nan(value)}
+
+    def follow(self, z: Tensor) -> dict[str, Any]:
+        """See where a step led; return what could not be measured at the record made last before that is known."""
+        found = None if self._midpoints is None else self._midpoints.follow(z)
+        if found is None:
+            return {}
+        midpoint, due = found
+        values: dict[str, Any] = {}
+        for name, observer in self._observers.items():
+            if name in due:
+                values |= self._values(name, observer, midpoint)
         return {name: value for name, value in values.items() if not _is_nan(value)}
 
     def quantity(self, quantity: str | Callable[[Any], Any], snapshot: Snapshot) -> float:

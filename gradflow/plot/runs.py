@@ -12,7 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gradflow.analysis.combine import RECORD, separate
-from gradflow.analysis.compare import bounded_by_threshold, compare, governing_sharpness, label
+from gradflow.analysis.compare import compare, label
+from gradflow.analysis.thresholds import bounded_by_threshold, governing_sharpness
 from gradflow.errors import GradflowError, InvalidInputError, InvalidTypeError, UnknownNameError, suggest
 from gradflow.plot.axes import axes_or_new, with_legend
 
@@ -80,7 +81,7 @@ def sharpness(runs: Runs, ax: Axes | None = None) -> Axes:
         # The steps are sized by λ₁ of the Hessian, too.
         if bounded_by_threshold(run) == ("eigenvalue" if variable == "sharpness_used" else variable):
             value = float(run.attrs["stability_threshold"])
-            thresholds.setdefault(value, (_threshold_name(run), line.get_color()))
+            thresholds.setdefault(value, (threshold_name(run), line.get_color()))
     for value, (formula, color) in thresholds.items():
         ax.axhline(value, color=color, linestyle="--", linewidth=1, label=f"{formula} = {value:.4g}")
     what = "sharpness λ₁, effective where preconditioned" if any(effective) else "sharpness λ₁"
@@ -105,7 +106,7 @@ def distance(a: xr.Dataset, b: xr.Dataset, ax: Axes | None = None, *, interp: bo
     crossing = float(difference.crossing_time_a)
     if np.isfinite(crossing):
         bounded = "effective λ₁" if bounded_by_threshold(a) == "effective_eigenvalue" else "λ₁"
-        said = f"{bounded} crosses {_threshold_name(a)}, t = {crossing:.4g}"
+        said = f"{bounded} crosses {threshold_name(a)}, t = {crossing:.4g}"
         ax.axvline(crossing, color="0.4", linestyle=":", linewidth=1, label=said)
     ax.set(xlabel="time t", ylabel="distance / path length (%)")
     ax.set_ylim(bottom=0)
@@ -253,7 +254,8 @@ def _share_times(a: xr.Dataset, b: xr.Dataset) -> bool:
         return False
 
 
-def _threshold_name(run: xr.Dataset) -> str:
+def threshold_name(run: xr.Dataset) -> str:
+    """Return the formula of a run's stability threshold."""
     return str(run.attrs.get("stability_threshold_formula", "2/η"))
 
 

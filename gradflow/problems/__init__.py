@@ -38,9 +38,9 @@ def load(
         ``digits``; ``chebyshev-K-N`` such as ``chebyshev-3-20``; ``linear-50-50``; ``cifar10``, or ``cifar10-1k``,
         ``-2k``, ``-5k``, ``-10k``, ``-20k`` for its first training images.
     arch : str
-        ``fc-tanh`` (``fc-relu``, ``-elu``, ``-hardtanh``, ``-softplus``), also with ``-depthN``; ``cnn-tanh``,
-        ``cnn-avgpool-tanh``, ``cnn-bn-tanh`` (or another activation); ``vgg11``, ``vgg11-bn``, ``resnet32``,
-        ``deeplinear``, ``regression``: see :func:`gradflow.problems.networks.make_network`. Networks with
+        ``fc-tanh`` (``fc-relu``, ``-gelu``, ``-elu``, ``-hardtanh``, ``-softplus``), also with ``-depthN``;
+        ``cnn-tanh``, ``cnn-avgpool-tanh``, ``cnn-bn-tanh`` (or another activation); ``vgg11``, ``vgg11-bn``,
+        ``resnet32``, ``deeplinear``, ``regression``: see :func:`gradflow.problems.networks.make_network`. Networks with
         batch-norm are in train mode: their statistics are those of each chunk of `batch_size` samples, on the
         test set too, so the loss is the mean over fixed ghost batches.
     loss : {"mse", "ce"}

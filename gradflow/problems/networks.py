@@ -15,6 +15,7 @@ from gradflow.problems.deep_networks import resnet32, vgg11
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
     "relu": nn.ReLU,
+    "gelu": nn.GELU,
     "elu": nn.ELU,
     "hardtanh": nn.Hardtanh,
     "softplus": nn.Softplus,
@@ -50,7 +51,7 @@ def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
         - ``deeplinear``: 20 linear layers as wide as the input, no biases, Xavier normal.
         - ``regression``: 1-100-1, tanh.
 
-        Activations are tanh, relu, elu, hardtanh and softplus. Initialised as torch does where nothing is said.
+        Activations are tanh, relu, gelu, elu, hardtanh and softplus. Initialised as torch does where nothing is said.
     shape : sequence of int
         Shape of one input.
     n_outputs : int

@@ -14,11 +14,13 @@ from gradflow.problems.networks import make_network
 
 double = torch.float64
 ON_CIFAR = {
-    **dict.fromkeys([f"fc-{a}" for a in ("relu", "elu", "tanh", "hardtanh", "softplus")], 656_810),
+    **dict.fromkeys([f"fc-{a}" for a in ("relu", "gelu", "elu", "tanh", "hardtanh", "softplus")], 656_810),
     "fc-tanh-depth1": 616_610,
     "fc-tanh-depth3": 697_010,
     "fc-tanh-depth4": 737_210,
-    **dict.fromkeys([f"cnn{p}-{a}" for p in ("", "-avgpool") for a in ("relu", "elu", "tanh")], 30_634),
+    **dict.fromkeys(
+        [f"cnn{p}-{a}" for p in ("", "-avgpool") for a in ("relu", "gelu", "elu", "tanh")], 30_634
+    ),
     **dict.fromkeys([f"cnn-bn-{a}" for a in ("relu", "elu", "tanh")], 30_762),
     "vgg11": 9_750_922,
     "vgg11-bn": 9_756_426,

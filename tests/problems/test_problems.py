@@ -40,6 +40,7 @@ def test_digits_are_the_uci_digits():
         ("fc-relu-depth1", 64 * 200 + 200 + 2010),
         ("fc-elu-depth3", 64 * 200 + 200 + 2 * (200 * 200 + 200) + 2010),
         ("fc-hardtanh", 55_210),
+        ("fc-gelu", 55_210),
         ("fc-softplus-depth2", 55_210),
     ],
 )
@@ -52,6 +53,7 @@ def test_architectures(arch, n_parameters):
     activation = {
         "tanh": "Tanh",
         "relu": "ReLU",
+        "gelu": "GELU",
         "elu": "ELU",
         "hardtanh": "Hardtanh",
         "softplus": "Softplus",
