@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gradflow.flows import CentralFlow, Point
 from gradflow.flows.central.edge import Constraint, Edge, aligned, to_numpy
-from gradflow.flows.central.sdcp import smat, svec
+from gradflow.flows.central.sdcp import smat, solve, svec
 from gradflow.flows.point import all_finite
 from gradflow.integrators.base import StepResult
 from gradflow.integrators.central.below import gradient_flow_step
@@ -39,6 +39,8 @@ _KRYLOV = 0.1
 _LEAVES = 1e-3
 #: What a step that the Krylov space can't resolve is shortened by.
 _SHORTER = 0.8
+#: Part of a step within which a direction that leaves isn't waited for.
+_SOON = 0.1
 #: Squared cosine of the angle by which the critical subspace may turn in a step, at least.
 _TURN = 0.5
 
@@ -132,12 +134,18 @@ class Attempt:
 
     def within(self, h: float) -> StepResult:
         """Return a step of at most h."""
+        critical, active = self.edge.critical, self.edge.active
+        exact = critical is None or active is None or critical.basis.shape == active[0].basis.shape
         for _ in range(_LOCATIONS):
-            trial = Trial(self, h)
+            trial = Trial(self, h, exact=exact)
             if not trial.landed:
                 break
             h = trial.h
-            part = min(self._part_to_entry(trial), self._part_to_exit(trial))
+            part = self._part_to_exit(trial) if exact else 1.0
+            if part < _SOON:  # in all likelihood it would be back as soon
+                exact = False
+                continue
+            part = min(part, self._part_to_entry(trial))
             if part >= 1:
                 return self._result(trial)
             h *= min(0.95, max(0.02, part))
@@ -190,7 +198,7 @@ class Attempt:
         if n <= r:
             return None
         constraint = flow.constraint(point, vectors[:, :n], np.diag(values[:n]))
-        landed = trial.land(point.z, constraint, trial.tight(constraint))
+        landed = trial.land(point.z, constraint, trial.tight(constraint), exact=True)
         if landed is None or self.length(landed.point.z - point.z) > self.tol:
             return None
         return landed.point if flow.edge(landed.point).n_active > r else None
@@ -212,6 +220,15 @@ class Attempt:
 class Trial:
     """One trapezoidal step.
 
+    Parameters
+    ----------
+    attempt : Attempt
+    h : float
+        Its size at most.
+    exact : bool
+        All critical directions stay at the edge, and none leaves. Else they may, at the cost of an error of O(h²) where
+        one does.
+
     Attributes
     ----------
     h : float
@@ -224,19 +241,24 @@ class Trial:
         h φ₂(hJ) r, by which the second stage differs from the first.
     constraint : Constraint or None
         That of the critical directions, with gradients and drifts of the middle of the step.
-    x1 : ndarray
-        X at the first stage, whether it is a covariance or not.
+    x, x1 : ndarray
+        X in the middle of the step, and at the first stage, where it may be no covariance if the trial is exact.
     landed : bool
         Whether the edge was reached.
     """
 
-    def __init__(self, attempt: Attempt, h: float) -> None:
+    def __init__(self, attempt: Attempt, h: float, *, exact: bool) -> None:
         self._attempt, self._flow = attempt, attempt.flow
         point, edge = attempt.point, attempt.edge
         self._z, self._field = point.z, point.field
         self._stiff: StiffPart = point.work("stiff part", lambda: StiffPart(self._flow, point))
-        constraint = None if edge.active is None else edge.active[0]
-        self.r = edge.n_active
+        self._exact = exact
+        constraint, self.x = None, np.zeros(0)
+        if exact and edge.active is not None:
+            constraint, self.x = edge.active[0], svec(np.diag(edge.active[1]))
+        elif not exact and edge.critical is not None and edge.solution is not None:
+            constraint, self.x = edge.critical, edge.solution.x
+        self.r = 0 if constraint is None else constraint.basis.shape[1]
         self.x1 = np.zeros(0)
         self._F = edge.velocity
         self._cF = self._stiff.coordinates(self._F)
@@ -262,9 +284,9 @@ class Trial:
             F1 = flow.free(first.point)
         else:
             there = flow.constraint(first.point, first.basis, first.quotient)
-            self.x1 = there.unconstrained()
+            self.x1 = there.unconstrained() if self._exact else self._complementary(there)
             F1 = there.velocity(self.x1)
-            constraint = constraint.mean(there)
+            constraint, self.x = constraint.mean(there), (self.x + self.x1) / 2
         self.constraint = constraint
         self._r = F1 - self._F - stiff.times(first.point.z - self._z)
         self._cr = stiff.coordinates(self._r)
@@ -275,6 +297,10 @@ class Trial:
             return False
         self.end = end
         return True
+
+    def _complementary(self, there: Constraint) -> np.ndarray:
+        """Return X at the first stage, where a slack that has opened is no constraint for the rest of the step."""
+        return solve(there.alpha + there.slack / self.h, there.beta).x
 
     def _path(self, s: float) -> Tensor:
         """Return z + sh φ₁(shJ) F + s · sh φ₂(shJ) r."""
@@ -287,7 +313,7 @@ class Trial:
 
     def at(self, s: float) -> Tensor:
         """Return the state at the part s of the step, on the edge."""
-        landed = self.land(self._path(s), self.constraint, self.tight(self.constraint))
+        landed = self.land(self._path(s), self.constraint, self.tight(self.constraint), s)
         if landed is None:
             raise NumericalFailure(
                 Status.STEP_UNDERFLOW, "a state within a step couldn't be projected on the edge"
@@ -301,9 +327,16 @@ class Trial:
             return tol
         return max(_LEAST_SLACK * tol, min(tol, _KRYLOV * self._attempt.tol / way(constraint)))
 
-    def land(self, z: Tensor, constraint: Constraint | None, tol: float) -> Landed | None:
-        """Go to the edge along the drifts; None if it isn't reached."""
-        flow, last = self._flow, math.inf
+    def land(
+        self, z: Tensor, constraint: Constraint | None, tol: float, s: float = 1.0, *, exact: bool = False
+    ) -> Landed | None:
+        """Go to the edge along the drifts; None if it isn't reached.
+
+        To R = 0, or where directions may have left, to 0 ⪯ Y ⟂ R ⪰ 0 with the sum Y of X over the part s of the step,
+        the way to the edge included.
+        """
+        flow, last, exact = self._flow, math.inf, exact or self._exact
+        Y = s * self.h * self.x
         r = 0 if constraint is None else constraint.basis.shape[1]
         for _ in range(_PROJECTIONS):
             if not all_finite(z):
@@ -315,7 +348,11 @@ class Trial:
             PU = constraint.images / 2  # HU = 2PU at the edge
             basis, quotient = aligned(vectors, PU, values, r, _CLUSTER)
             slack = svec(2 * np.eye(r) - quotient)
-            size = float(np.abs(slack).max())
+            if exact:
+                change = -np.linalg.lstsq(constraint.beta, slack, rcond=None)[0]
+            else:
+                change = solve(slack - constraint.beta @ Y, constraint.beta).x - Y
+            size = float(np.abs(constraint.beta @ change).max())
             if size <= tol:
                 rest = np.append(values[r:], -math.inf)
                 below = float(values[0] if values[0] > 2 + flow.edge_tol else rest[0])
@@ -323,8 +360,8 @@ class Trial:
                 return Landed(point, basis, quotient, below, turn)
             if size > _SHRINKS * last:
                 return None
-            last = size
-            z = z + constraint.along(-np.linalg.lstsq(constraint.beta, slack, rcond=None)[0])
+            last, z = size, z + constraint.along(change)
+            Y = Y if exact else Y + change
         return None
 
 
