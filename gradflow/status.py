@@ -51,6 +51,11 @@ class Status(Enum):
         "No step could be sized: λ₁ is not a number, or nothing limits the step. Give max_step, and check that "
         "the loss is twice differentiable here.",
     )
+    LEFT_MODEL = (
+        "left_model",
+        False,
+        "The run came to where its flow is no model of the optimiser, and stopped before. Use another flow there.",
+    )
     STEP_CAP = (
         "step_cap",
         False,

@@ -7,6 +7,7 @@ from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
 from gradflow.flows.point import Point
+from gradflow.flows.principal import PrincipalFlow
 from gradflow.flows.registry import FLOWS, make_flow
 
 __all__ = [
@@ -18,5 +19,6 @@ __all__ = [
     "GradientFlow",
     "ModifiedFlow",
     "Point",
+    "PrincipalFlow",
     "make_flow",
 ]
