@@ -12,12 +12,13 @@ from gradflow.flows.base import Flow
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
+from gradflow.flows.period2 import PeriodTwoFlow
 from gradflow.flows.point import Point
 from gradflow.flows.principal import PrincipalFlow
 from gradflow.options import build
 
 #: Every flow that has a name.
-FLOWS: dict[str, type[Flow]] = {cls.name: cls for cls in (GradientFlow, ModifiedFlow, PrincipalFlow)}
+FLOWS: dict[str, type[Flow]] = {cls.name: cls for cls in (GradientFlow, ModifiedFlow, PrincipalFlow, PeriodTwoFlow)}
 
 #: A flow as a user gives it.
 FlowLike = str | Flow | Callable[[Point], Tensor]
