@@ -2,7 +2,7 @@
 
 200 digits, a tanh net with two hidden layers of 24 units, half the squared error, float64. Printed: the mean relative
 error of the predicted training loss, both smoothed by a Gaussian of 50 steps, from the first step on that raises the
-loss; the same for the flow without oscillation (rho_floor=0); and gradient equivalents a step of the optimiser, at
+loss; the same for the flow without oscillation (rho_floor=1e-200); and gradient equivalents a step of the optimiser, at
 three gradients a product.
 
     python benchmarks/period2.py
@@ -18,12 +18,9 @@ from gradflow.problems.datasets import digits
 
 STEPS = 1500
 CASES = (  # rule, learning rate, steps of the optimiser before the flow starts
-    ("gd", 0.5, 0),
     ("gd", 0.5, 200),
-    ("rmsprop", 3e-4, 10),
     ("rmsprop", 3e-4, 400),
     ("rmsprop", 1e-3, 100),
-    ("adam", 1e-3, 20),
     ("adam", 1e-3, 500),
     ("adam", 3e-3, 300),
 )
@@ -35,7 +32,13 @@ def problem() -> gradflow.LossFunction:
     x = data.train_inputs[:200].double().reshape(200, -1)
     y = torch.nn.functional.one_hot(data.train_targets[:200], 10).double()
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(64, 24), torch.nn.Tanh(), torch.nn.Linear(24, 24), torch.nn.Tanh(), torch.nn.Linear(24, 10)]
+    layers = [
+        torch.nn.Linear(64, 24),
+        torch.nn.Tanh(),
+        torch.nn.Linear(24, 24),
+        torch.nn.Tanh(),
+        torch.nn.Linear(24, 10),
+    ]
     net = torch.nn.Sequential(*layers).double()
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -63,7 +66,7 @@ def main() -> None:
         seen = run.train_loss.values[warm:]
         crossing = 21 + int(np.argmax(np.diff(seen[20:]) > 0))
         errors, cost = [], 0.0
-        for floor in (None, 0.0):
+        for floor in (None, 1e-200):
             unit = lr if rule == "gd" else 1.0
             flow = gradflow.integrate(
                 loss,
@@ -72,18 +75,21 @@ def main() -> None:
                 beta2=0.99,
                 rho_floor=floor,
                 warmup_steps=warm,
-                method="rk4",
-                max_step=unit,
+                method="auto",
                 t_max=(STEPS - warm) * unit,
-                save_every=unit,
+                save_every=5 * unit,
                 flow_options={"lr": lr},
             )
-            predicted = flow.predicted_train_loss.values[: len(seen)]
+            times = flow.time.values / unit
+            predicted = np.interp(np.arange(len(seen)), times, flow.predicted_train_loss.values)
             gap = np.abs(smoothed(predicted) - smoothed(seen)) / smoothed(seen)
             errors.append(gap[crossing:-5].mean())
             if floor is None:
-                cost = float(flow.n_gradients[-1] + 3 * flow.n_hvps[-1]) / STEPS
-        print(f"| {rule} | {lr:g} | {warm} | {warm + crossing} | {errors[0]:.2%} | {errors[1]:.2%} | {cost:.1f} |", flush=True)
+                cost = float(flow.n_gradients[-1] + 3 * flow.n_hvps[-1]) / (STEPS - warm)
+        print(
+            f"| {rule} | {lr:g} | {warm} | {warm + crossing} | {errors[0]:.2%} | {errors[1]:.2%} | {cost:.1f} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

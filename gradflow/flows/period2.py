@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -27,7 +28,7 @@ FASTEST = 2.5
 
 
 class _State(NamedTuple):
-    """θ (the centre c) or its oscillation a, with the momentum that belongs to it."""
+    """The centre c or the direction q of its oscillation, with the momentum that belongs to it."""
 
     theta: Tensor
     momentum: Tensor | None
@@ -92,7 +93,9 @@ class PeriodTwoFlow(Flow):
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
         if self.rule not in RULES:
-            raise UnknownNameError(f"No rule {self.rule!r} for the flow 'period-2'; {suggest(self.rule, RULES)}")
+            raise UnknownNameError(
+                f"No rule {self.rule!r} for the flow 'period-2'; {suggest(self.rule, RULES)}"
+            )
         if self.beta2 is None:
             object.__setattr__(self, "beta2", RULES[self.rule])
         for name in ("beta1", "beta2"):
@@ -100,18 +103,21 @@ class PeriodTwoFlow(Flow):
                 check_number(name, getattr(self, name), least=0, below=1)
         check_number("eps", self.eps, least=0)
         if self.rho_floor is not None:
-            check_number("rho_floor", self.rho_floor, least=0)
+            check_number("rho_floor", self.rho_floor, above=0)
         check_count("warmup_steps", self.warmup_steps)
 
     # ------------------------------------------------------------------ the state
 
     def initial(self, theta: Tensor) -> Tensor:
-        """Return c = θ, with all else at its start: a, m, b and ν are 0, and the powers β₁ᵗ and β₂ᵗ are 1."""
+        """Return c = θ and a = ρ θ; momentum and ν are 0, and the powers β₁ᵗ and β₂ᵗ are 1."""
         zero = torch.zeros_like(theta)
+        size = max(super().size(theta), 1e-30)
+        q = theta / size if bool(theta.any()) else torch.ones_like(theta) / len(theta) ** 0.5
+        s = theta.new_tensor([math.log(self._floor(theta) * size)])
         parts = {
-            "gd": [theta, zero],
-            "rmsprop": [theta, zero, zero],
-            "adam": [theta, zero, zero, zero, zero, theta.new_ones(2)],
+            "gd": [theta, q, s],
+            "rmsprop": [theta, q, s, zero],
+            "adam": [theta, zero, q, zero, s, zero, theta.new_ones(2)],
         }
         return torch.cat(parts[self.rule])
 
@@ -119,10 +125,10 @@ class PeriodTwoFlow(Flow):
         """Return the state after the optimiser's first steps, which cost a gradient each."""
         z = self.initial(theta)
         for _ in range(self.warmup_steps):
-            c, a, ν, powers = self._parts(z)
+            c, q, s, ν, powers = self._parts(z)
             g = field.evaluate(c.theta).gradient
             ν, powers = self._averages(ν, powers, g**2)
-            z = self._flat(self._step(c, g, ν, powers), a, ν, powers)
+            z = self._flat(self._step(c, g, ν, powers), q, s, ν, powers)
         return z
 
     def theta(self, z: Tensor) -> Tensor:
@@ -133,20 +139,26 @@ class PeriodTwoFlow(Flow):
         """Return ‖c‖₂."""
         return super().size(self.theta(z))
 
-    def _parts(self, z: Tensor) -> tuple[_State, _State, Tensor | None, Tensor | None]:
-        """Return centre, oscillation, ν and the powers (β₁ᵗ, β₂ᵗ)."""
+    def _floor(self, like: Tensor) -> float:
+        return torch.finfo(like.dtype).eps if self.rho_floor is None else self.rho_floor
+
+    def _parts(self, z: Tensor) -> tuple[_State, _State, Tensor, Tensor | None, Tensor | None]:
+        """Return centre, direction of the oscillation, s, ν and the powers (β₁ᵗ, β₂ᵗ)."""
         if self.rule == "gd":
-            c, a = z.chunk(2)
-            return _State(c, None), _State(a, None), None, None
+            P = (len(z) - 1) // 2
+            c, q, s = z.split([P, P, 1])
+            return _State(c, None), _State(q, None), s, None, None
         if self.rule == "rmsprop":
-            c, a, ν = z.chunk(3)
-            return _State(c, None), _State(a, None), ν, None
-        c, m, a, b, ν = z[:-2].chunk(5)
-        return _State(c, m), _State(a, b), ν, z[-2:]
+            P = (len(z) - 1) // 3
+            c, q, s, ν = z.split([P, P, 1, P])
+            return _State(c, None), _State(q, None), s, ν, None
+        P = (len(z) - 3) // 5
+        c, m, q, b, s, ν, powers = z.split([P, P, P, P, 1, P, 2])
+        return _State(c, m), _State(q, b), s, ν, powers
 
     @staticmethod
-    def _flat(c: _State, a: _State, ν: Tensor | None, powers: Tensor | None) -> Tensor:
-        return torch.cat([part for part in (*c, *a, ν, powers) if part is not None])
+    def _flat(c: _State, q: _State, s: Tensor, ν: Tensor | None, powers: Tensor | None) -> Tensor:
+        return torch.cat([part for part in (*c, *q, s, ν, powers) if part is not None])
 
     # ------------------------------------------------------------------ the rules
 
@@ -183,24 +195,34 @@ class PeriodTwoFlow(Flow):
         return 1 / self.lr if self.rule == "gd" else 1.0
 
     def velocity(self, point: Point) -> Tensor:
-        """Return c′ and a′, with those of the momentum, and ν′."""
-        c, a, ν, powers = self._parts(point.z)
-        even, odd = self._gradients(point, c.theta, a.theta)
-        ν1, powers1 = self._averages(ν, powers, even**2 + odd**2)
-        c1, a1 = self._step(c, even, ν1, powers1), self._step(a, odd, ν1, powers1)
-        ρ = torch.finfo(point.z.dtype).eps if self.rho_floor is None else self.rho_floor
-        forced = -a1.theta + ρ * c.theta
-        after = self._flat(c1, _State(forced, None if a1.momentum is None else -a1.momentum), ν1, powers1)
-        return self._steps_per_time * (after - point.z)
+        """Return c′ and, of a′ = eˢ d, q′ = d − (qᵀd) q/|q|² and s′ = qᵀd/|q|²; those of the momentum, and ν′."""
+        c, q, s, ν, powers = self._parts(point.z)
+        even, odd = self._gradients(point, c.theta, q.theta, s)
+        ν1, powers1 = self._averages(ν, powers, even**2 + (s.exp() * odd) ** 2)
+        c1, q1 = self._step(c, even, ν1, powers1), self._step(q, odd, ν1, powers1)
+        d = -q1.theta - q.theta + self._floor(point.z) * (-s).exp() * c.theta
+        rate = (q.theta @ d / (q.theta @ q.theta))[None]
+        moved = _State(c1.theta - c.theta, None)
+        turned = _State(d - rate * q.theta, None)
+        if c.momentum is not None and q.momentum is not None:
+            assert c1.momentum is not None
+            assert q1.momentum is not None
+            moved = moved._replace(momentum=c1.momentum - c.momentum)
+            turned = turned._replace(momentum=-q1.momentum - q.momentum - rate * q.momentum)
+        averaged = None if ν is None or ν1 is None else ν1 - ν
+        decayed = None if powers is None or powers1 is None else powers1 - powers
+        velocity = self._flat(moved, turned, rate, averaged, decayed)
+        return self._steps_per_time * velocity
 
     @staticmethod
-    def _gradients(point: Point, c: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ½(g₊ + g₋) and ½(g₊ − g₋); of a small a by its product with the Hessian, free of cancellation."""
+    def _gradients(point: Point, c: Tensor, q: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Return ½(g₊ + g₋) and ½(g₊ − g₋)/eˢ; for a small a by a product with the Hessian, free of cancellation."""
+        a = s.exp() * q
         if torch.linalg.vector_norm(a) <= torch.finfo(c.dtype).eps ** 0.5 * torch.linalg.vector_norm(c):
             H = point.linearization
-            return H.gradient, H @ a
+            return H.gradient, H @ q
         up, down = (point.field.evaluate(w).gradient for w in (c + a, c - a))
-        return (up + down) / 2, (up - down) / 2
+        return (up + down) / 2, (up - down) / 2 * (-s).exp()
 
     def rates(self, point: Point, k: int, tol: float) -> Eigenpairs:
         """Return what its rates are at most while the optimiser is stable or oscillates: it costs nothing."""
@@ -210,11 +232,14 @@ class PeriodTwoFlow(Flow):
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Return mean loss and gradient of the two phases, and the amplitude."""
-        c, a, _, _ = self._parts(point.z)
-        up, down = (point.field.evaluate(w) for w in (c.theta + a.theta, c.theta - a.theta))
-        squares = [float(torch.linalg.vector_norm(at.gradient, dtype=torch.float64)) ** 2 for at in (up, down)]
+        c, q, s, _, _ = self._parts(point.z)
+        a = s.exp() * q.theta
+        up, down = (point.field.evaluate(w) for w in (c.theta + a, c.theta - a))
+        squares = [
+            float(torch.linalg.vector_norm(at.gradient, dtype=torch.float64)) ** 2 for at in (up, down)
+        ]
         return {
             "predicted_train_loss": (float(up.value) + float(down.value)) / 2,
             "predicted_gradient_norm": (sum(squares) / 2) ** 0.5,
-            "rho": float(torch.linalg.vector_norm(a.theta, dtype=torch.float64)),
+            "rho": float(torch.linalg.vector_norm(a, dtype=torch.float64)),
         }

@@ -18,7 +18,9 @@ from gradflow.flows.principal import PrincipalFlow
 from gradflow.options import build
 
 #: Every flow that has a name.
-FLOWS: dict[str, type[Flow]] = {cls.name: cls for cls in (GradientFlow, ModifiedFlow, PrincipalFlow, PeriodTwoFlow)}
+FLOWS: dict[str, type[Flow]] = {
+    cls.name: cls for cls in (GradientFlow, ModifiedFlow, PrincipalFlow, PeriodTwoFlow)
+}
 
 #: A flow as a user gives it.
 FlowLike = str | Flow | Callable[[Point], Tensor]
