@@ -260,7 +260,7 @@ def test_the_modified_flow_to_a_tolerance(method):
 
 
 FIXED = {
-    **{name: {"method_options": {"lr": 1e-3}} for name in ("gd", "euler", "adaptive-gd")},
+    **{name: {"method_options": {"lr": 5e-3}} for name in ("gd", "euler", "adaptive-gd")},
     **{
         prefix + name: {"step_size": 0.005}
         for prefix in ("", "torchdiffeq:")
@@ -271,7 +271,7 @@ FIXED = {
         for name in gradflow.integrators.METHODS
         if "adams" in name
     },
-    "expeuler": {"stiff_dim": 1, "max_step": 2e-3},
+    "expeuler": {"stiff_dim": 1, "max_step": 0.01},
     "torchdiffeq:euler": {"step_size": 0.005},
 }
 

@@ -212,7 +212,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     loss = network_loss()
     for method, step_size in (
         ("dopri5", None),
-        ("rkc", None),
         ("scipy:RK45", None),
         ("rk4", "ErrorControl(rtol=1e-4)"),
     ):
