@@ -62,11 +62,10 @@ class Status(Enum):
         False,
         "More directions are at the edge of stability than max_active allows. Give a larger max_active.",
     )
-    BEYOND_EDGE = (
-        "beyond_edge",
+    LEFT_MODEL = (
+        "left_model",
         False,
-        "The sharpness is beyond the edge of stability 2/η, where this flow says nothing. Take a smaller learning "
-        "rate, or flow='central', 'edge' or 'rod'.",
+        "The run came to where its flow is no model of the optimiser, and stopped before. Use another flow there.",
     )
     STEP_CAP = (
         "step_cap",

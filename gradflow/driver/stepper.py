@@ -100,6 +100,8 @@ class Stepper:
     ------
     NonFiniteLossError
         If loss or velocity at `theta` aren't finite.
+    InvalidInputError
+        If the flow can't be followed from `theta`.
 
     Attributes
     ----------
@@ -152,6 +154,9 @@ class Stepper:
                 f"Expected a finite loss and gradient at the initial θ, got loss {self.point.loss}. Check the data for "
                 "NaN or inf, and the scale of the weights."
             )
+        refusal = field.flow.refusal(self.point)
+        if refusal is not None:
+            raise InvalidInputError(f"The flow {field.flow.name!r} can't start here: {refusal}.")
         self._state = integrator.init(self.point)
         self._control: Any = None
         self._started = False
@@ -263,6 +268,11 @@ class Stepper:
             raise NumericalFailure(
                 Status.NOT_FINITE, f"a step of {h:.3g} from t = {self.t:.6g} led to {led_to}"
             )
+        refusal = self.field.flow.refusal(new)
+        if refusal is not None:
+            raise NumericalFailure(
+                Status.LEFT_MODEL, f"a step of {h:.3g} from t = {self.t:.6g} led there: {refusal}"
+            )
         if rises and self.error_if_unstable:
             detail = f"a step of {h:.3g} from t = {self.t:.6g} took it from {self.point.loss:.6g} to {new.loss:.6g}"
             raise NumericalFailure(Status.UNSTABLE, detail)
@@ -348,6 +358,7 @@ class Stepper:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what :meth:`state_dict` gave, as if nothing had happened."""
         known = state["known"]
+        self.field.load_state_dict(state["field"])  # what the velocity starts from
         self.point = self.field.at(state["z"], None if known is None else Evaluation(*known))
         if state["linearized"]:
             _ = self.point.linearization  # whose graph a checkpoint can't hold

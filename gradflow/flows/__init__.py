@@ -7,7 +7,9 @@ from gradflow.flows.field import Field
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
+from gradflow.flows.period2 import PeriodTwoFlow
 from gradflow.flows.point import Point
+from gradflow.flows.principal import PrincipalFlow
 from gradflow.flows.registry import FLOWS, make_flow
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "FunctionFlow",
     "GradientFlow",
     "ModifiedFlow",
+    "PeriodTwoFlow",
     "Point",
+    "PrincipalFlow",
     "make_flow",
 ]

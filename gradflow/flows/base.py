@@ -38,6 +38,7 @@ class Flow(ABC):
     5. ``raises_loss = False`` if the loss can't rise along it: a step that raises it is then rejected.
     6. Where z is more than θ: :meth:`initial` and :meth:`theta`. Where the start depends on the loss: :meth:`begin`.
     7. ``variables`` and :meth:`measure`, for what it adds to a record.
+    8. Where it says nothing of some points: :meth:`refusal`.
 
     Pass an instance: ``gradflow.integrate(loss, flow=MyFlow(…))``. Nothing has to be registered.
 
@@ -142,6 +143,13 @@ class Flow(ABC):
         value: an upper bound of the rates.
         """
         return point.field.rates(point, k, tol)
+
+    def refusal(self, point: Point) -> str | None:
+        """Return why the flow can't be followed from a point, and what to do then; None where it can.
+
+        A run isn't started there; one that comes there by a step ends, in the state before.
+        """
+        return None
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Return the values of :attr:`variables` at a point."""

@@ -13,11 +13,15 @@ from gradflow.flows.central import CentralFlow
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
+from gradflow.flows.period2 import PeriodTwoFlow
 from gradflow.flows.point import Point
+from gradflow.flows.principal import PrincipalFlow
 from gradflow.options import build
 
 #: Every flow that has a name.
-FLOWS: dict[str, type[Flow]] = {cls.name: cls for cls in (GradientFlow, ModifiedFlow, CentralFlow)}
+FLOWS: dict[str, type[Flow]] = {
+    cls.name: cls for cls in (GradientFlow, ModifiedFlow, PrincipalFlow, CentralFlow, PeriodTwoFlow)
+}
 
 #: A flow as a user gives it.
 FlowLike = str | Flow | Callable[[Point], Tensor]

@@ -10,6 +10,7 @@ from helpers.cli import config, invoke
 from gradflow import open_run
 from gradflow.cli import main
 from gradflow.cli.options import options_of
+from gradflow.flows import FLOWS
 from gradflow.integrators import METHODS
 
 PROBLEM = ["run", "chebyshev-3-20", "regression", "mse"]
@@ -191,7 +192,7 @@ def complete(*args):
         (["run", "--flow", "m"], ["modified"]),
         (["run", "--flow", "modified", "-f", ""], ["lr="]),
         (["methods", "rk"], ["rk4", "rkc"]),
-        (["flows", ""], ["gradient", "modified"]),
+        (["flows", ""], list(FLOWS)),
     ],
 )
 def test_the_shell_completes(args, expected):

@@ -259,6 +259,33 @@ def test_the_modified_flow_to_a_tolerance(method):
         assert np.linalg.norm(found - expected) < 200 * rtol
 
 
+FIXED = {
+    **{name: {"method_options": {"lr": 5e-3}} for name in ("gd", "euler", "adaptive-gd")},
+    **{
+        prefix + name: {"step_size": 0.005}
+        for prefix in ("", "torchdiffeq:")
+        for name in ("rk4", "midpoint", "heun2", "heun3")
+    },
+    **{
+        name: {"step_size": 0.01, "options": {"max_order": 4}}
+        for name in gradflow.integrators.METHODS
+        if "adams" in name
+    },
+    "expeuler": {"stiff_dim": 1, "max_step": 0.01},
+    "torchdiffeq:euler": {"step_size": 0.005},
+}
+
+
+@pytest.mark.parametrize(
+    "method",
+    [n for n, cls in gradflow.integrators.METHODS.items() if cls.needs is not None and cls.only_for is None],
+)
+def test_every_method_for_flows_follows_the_modified_flow(method):
+    options = FIXED.get(method, {"rtol": 1e-6, "atol": 1e-8})
+    found = end(flow="modified", flow_options={"lr": η}, method=method, **options)
+    assert np.linalg.norm(found - solution(modified_velocity)) < (1e-2 if method in FIXED else 1e-4)
+
+
 def test_gradient_descent_is_nearer_to_the_modified_flow_by_an_order():
     distance = {"gradient": [], "modified": []}
     flow = end(method="dopri5", rtol=1e-9, atol=1e-11)
