@@ -2,21 +2,25 @@
 
 from gradflow.flows.base import Flow
 from gradflow.flows.cost import Cost
+from gradflow.flows.edge import EdgeFlow
 from gradflow.flows.field import Field
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
 from gradflow.flows.point import Point
 from gradflow.flows.registry import FLOWS, make_flow
+from gradflow.flows.rod import RodFlow
 
 __all__ = [
     "FLOWS",
     "Cost",
+    "EdgeFlow",
     "Field",
     "Flow",
     "FunctionFlow",
     "GradientFlow",
     "ModifiedFlow",
     "Point",
+    "RodFlow",
     "make_flow",
 ]
