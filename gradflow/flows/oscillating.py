@@ -12,7 +12,7 @@ from torch import Tensor
 from gradflow.checks import check_number
 from gradflow.flows.base import Flow
 from gradflow.flows.edge_measures import EDGE_VARIABLES, measure_pair
-from gradflow.spectrum import Eigenpairs
+from gradflow.spectrum import Eigenpairs, Operator
 from gradflow.variable import Variable
 
 if TYPE_CHECKING:
@@ -20,15 +20,16 @@ if TYPE_CHECKING:
 
     from gradflow.flows.field import Field
     from gradflow.flows.point import Point
+    from gradflow.loss import Linearization
 
 #: Default of the smallest amplitude, in machine epsilons of θ's dtype.
 FLOOR_IN_EPSILONS = 0.01
-#: Largest log ρ: a step that is far too long overshoots, and is rejected for what it finds there.
-LARGEST = 80.0
+#: log ρ as it is used: a step that is far too long overshoots, and is rejected for what it finds there.
+LEAST, LARGEST = -600.0, 80.0
 #: Errors of v and of log ρ count as errors of c that are this part of ‖θ₀‖.
-WEIGHT = 0.01
-#: Residual, in terms of max|λ|, to which λ_min is measured.
-COARSE = 0.2
+WEIGHT = 0.003
+#: Residual, in terms of λ₁, to which λ_min is measured on the way.
+COARSE = 0.1
 
 
 class State(NamedTuple):
@@ -65,8 +66,8 @@ class Pair(NamedTuple):
 class OscillatingFlow(Flow):
     """A flow of the centre c of an oscillation w = c ± ρv of gradient descent, with its direction and amplitude.
 
-    θ is c. The state is z = (c, κv, κ log ρ, κ) with κ = ‖θ₀‖/100: an error of 1 % in v or ρ then counts as one of
-    1e-4 ‖θ₀‖ in c.
+    θ is c. The state is z = (c, κv, κ log ρ, κ) with κ = 0.003 ‖θ₀‖: an error of 3 % in v or ρ then counts as one
+    of 1e-4 ‖θ₀‖ in c.
 
     Parameters
     ----------
@@ -108,7 +109,9 @@ class OscillatingFlow(Flow):
 
     def begin(self, field: Field, theta: Tensor) -> Tensor:
         """Return z with v the top eigenvector of the Hessian at θ."""
-        return self.join(theta, field.spectrum.top(1, field.linearize(theta)).vectors[:, 0])
+        H = field.linearize(theta)
+        look_below(field, H)
+        return self.join(theta, field.spectrum.top(1, H).vectors[:, 0])
 
     def join(self, theta: Tensor, v: Tensor, rho: float | None = None) -> Tensor:
         """Return z at the start: of θ, a unit vector, and an amplitude, by default `rho_start` or the floor."""
@@ -121,7 +124,7 @@ class OscillatingFlow(Flow):
     def split(z: Tensor) -> State:
         """Return what z consists of."""
         P, κ = len(z) // 2 - 1, float(z[-1])
-        return State(z[:P], z[P : 2 * P] / κ, min(float(z[-2]) / κ, LARGEST), κ)
+        return State(z[:P], z[P : 2 * P] / κ, max(LEAST, min(float(z[-2]) / κ, LARGEST)), κ)
 
     def theta(self, z: Tensor) -> Tensor:
         """Return c."""
@@ -153,19 +156,21 @@ class OscillatingFlow(Flow):
         g, g_ = field.evaluate(c + ρ * v).gradient, field.evaluate(c - ρ * v).gradient
         return Pair(v, ρ, (g + g_) / 2, (g - g_) / (2 * ρ))
 
-    def spread(self, point: Point) -> float:
-        """Return a bound of λ₁ − λ_min of the Hessian, by what is known of v and a coarse λ_min.
+    def spread(self, point: Point, λ1: float | None = None) -> float:
+        """Return a bound of λ₁ − λ_min of the Hessian, by λ₁ or what v says of it, and a coarse λ_min.
 
         λ₁ is within ‖Hv − Sv‖ of S = vᵀHv while v follows the top eigenvector. Near the edge, S goes up and down: what
-        it reaches there, about 2.4/η, is taken at once, so that nobody has to ask again and again.
+        it reaches there, about 2.3/η, is taken at once, so that nobody has to ask again and again.
         """
         v, _, _, Hv = self.pair(point)
         S = float(v @ Hv)
-        top = S + float(torch.linalg.vector_norm(Hv - S * v))
-        if self.lr * top > 1.5:
-            top = max(top, 2.4 / self.lr)
-        bottom = point.field.spectrum.bottom(1, point.linearization, tol=COARSE)
-        return top - min(float(bottom.values[0]), 0.0)
+        top = S + float(torch.linalg.vector_norm(Hv - S * v)) if λ1 is None else λ1
+        if self.lr * top > 1.8:
+            top = max(top, 2.3 / self.lr)
+        H = point.linearization
+        shifted = Operator(lambda V: H @ V - top * V, point.theta)  # so that the residual is in terms of λ₁
+        λ_min = top + float(point.field.spectrum.bottom(1, shifted, tol=COARSE).values[0])
+        return top - min(λ_min, 0.0)
 
     # ------------------------------------------------------------------ the record
 
@@ -179,6 +184,11 @@ class OscillatingFlow(Flow):
 def is_linear(c: Tensor, ρ: float) -> bool:
     """Whether terms of order ρ² are below rounding, so that ∇L(c ± ρv) is ∇L(c) ± ρ H(c) v."""
     return ρ < math.sqrt(torch.finfo(c.dtype).eps) * (1 + float(c.abs().max()))
+
+
+def look_below(field: Field, H: Linearization) -> None:
+    """Find the bottom eigenvector at the start, from which coarse measurements of λ_min go on."""
+    field.spectrum.bottom(1, H, tol=0.2)
 
 
 def as_rate(rate: float, like: Tensor) -> Eigenpairs:
