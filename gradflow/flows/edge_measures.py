@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 #: What every flow at the edge records.
 EDGE_VARIABLES: Mapping[str, Variable] = {
-    "predicted_train_loss": Variable(long_name="predicted training loss of the optimiser, averaged over its oscillation"),
+    "predicted_train_loss": Variable(
+        long_name="predicted training loss of the optimiser, averaged over its oscillation"
+    ),
     "predicted_gradient_norm": Variable(
         long_name="predicted gradient norm of the optimiser, root mean square over its oscillation"
     ),

@@ -49,9 +49,7 @@ def test_the_velocity_is_that_of_the_projected_covariance():
     ρ = float(δ.norm())
     point = field.at(flow.join(c, δ / ρ, ρ))
     c1, v1, r1, _ = flow.split(point.velocity[:-1].clone().new_tensor([*point.velocity[:-1], point.z[-1]]))
-    (gp, Hp), (gm, Hm) = (
-        (torch.func.grad(valley)(w), torch.func.hessian(valley)(w)) for w in (c + δ, c - δ)
-    )
+    (gp, Hp), (gm, Hm) = ((torch.func.grad(valley)(w), torch.func.hessian(valley)(w)) for w in (c + δ, c - δ))
     M = η**2 / 4 * (torch.outer(gp, gp) + torch.outer(gm, gm))
     centre = -η / 2 * (gp + gm) - η**2 / 8 * (Hp + Hm) @ (gp + gm)
     change = M @ δ / ρ**2 - 0.5 * (δ @ M @ δ) * δ / ρ**4 - δ
@@ -60,7 +58,7 @@ def test_the_velocity_is_that_of_the_projected_covariance():
 
 
 def test_it_loses_the_onset_and_without_the_drift_finds_it():
-    """Gradient descent's largest y is 7.6, at step 703; the drift's rod is 1,800 steps later far above it."""
+    """Gradient descent's largest y is 7.6, at step 703; at step 1,500 the rod that follows the drift is at 10.0."""
     late = {"t_max": LR * 1500, "save_at": [LR * 1500]}
     lost = follow(backward_error=False, **late)
     assert lost.theta[-1, 1] == pytest.approx(5.5 + 0.003 * 1500, rel=0.01)
@@ -86,7 +84,7 @@ def test_methods_agree_in_both_precisions():
     for method, dtype, rtol, tol in (
         ("dopri5", double, 1e-8, 1e-6), ("scipy:RK45", double, 1e-8, 1e-6), ("rkc", torch.float32, 1e-5, 2e-3),
     ):  # fmt: skip
-        run = follow(start.to(dtype), method=method, rtol=rtol, atol=0.0, **options)
+        run = follow(start.to(dtype), method=method, rtol=rtol, atol=rtol / 100, **options)
         assert np.allclose(run.state.values[-1], exact, rtol=0, atol=tol), method
 
 
