@@ -3,6 +3,7 @@
 from gradflow.flows.base import Flow
 from gradflow.flows.central import CentralFlow
 from gradflow.flows.cost import Cost
+from gradflow.flows.edge import EdgeFlow
 from gradflow.flows.field import Field
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
@@ -11,11 +12,13 @@ from gradflow.flows.period2 import PeriodTwoFlow
 from gradflow.flows.point import Point
 from gradflow.flows.principal import PrincipalFlow
 from gradflow.flows.registry import FLOWS, make_flow
+from gradflow.flows.rod import RodFlow
 
 __all__ = [
     "FLOWS",
     "CentralFlow",
     "Cost",
+    "EdgeFlow",
     "Field",
     "Flow",
     "FunctionFlow",
@@ -24,5 +27,6 @@ __all__ = [
     "PeriodTwoFlow",
     "Point",
     "PrincipalFlow",
+    "RodFlow",
     "make_flow",
 ]

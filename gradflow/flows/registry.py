@@ -10,17 +10,28 @@ from torch import Tensor
 from gradflow.errors import InvalidTypeError, UnknownNameError, UnknownOptionError, suggest
 from gradflow.flows.base import Flow
 from gradflow.flows.central import CentralFlow
+from gradflow.flows.edge import EdgeFlow
 from gradflow.flows.function import FunctionFlow
 from gradflow.flows.gradient import GradientFlow
 from gradflow.flows.modified import ModifiedFlow
 from gradflow.flows.period2 import PeriodTwoFlow
 from gradflow.flows.point import Point
 from gradflow.flows.principal import PrincipalFlow
+from gradflow.flows.rod import RodFlow
 from gradflow.options import build
 
 #: Every flow that has a name.
 FLOWS: dict[str, type[Flow]] = {
-    cls.name: cls for cls in (GradientFlow, ModifiedFlow, PrincipalFlow, CentralFlow, PeriodTwoFlow)
+    cls.name: cls
+    for cls in (
+        GradientFlow,
+        ModifiedFlow,
+        PrincipalFlow,
+        CentralFlow,
+        EdgeFlow,
+        RodFlow,
+        PeriodTwoFlow,
+    )
 }
 
 #: A flow as a user gives it.
