@@ -39,6 +39,8 @@ _KRYLOV = 0.1
 _LEAVES = 1e-3
 #: What a step that the Krylov space can't resolve is shortened by.
 _SHORTER = 0.8
+#: Slack below which a direction may enter before it is at the edge.
+_NEAR = 5e-3
 #: Part of a step within which a direction that leaves isn't waited for.
 _SOON = 0.1
 #: Squared cosine of the angle by which the critical subspace may turn in a step, at least.
@@ -194,7 +196,7 @@ class Attempt:
             return None
         flow, point, r = self.flow, trial.end.point, trial.r
         values, vectors = flow.tracked(point, 2 + flow.edge_tol, r)
-        n = int(np.sum((2 - values) * way(trial.constraint) <= self.tol))
+        n = int(np.sum(2 - values <= min(_NEAR, self.tol / way(trial.constraint))))
         if n <= r:
             return None
         constraint = flow.constraint(point, vectors[:, :n], np.diag(values[:n]))
