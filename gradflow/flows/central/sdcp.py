@@ -17,7 +17,7 @@ TOLERANCE = 1e-10
 #: Eigenvalues of β below this, relative to the largest, count as zero.
 RANK = 1e-13
 #: Steps of Newton's method, and multipliers, in all.
-MAX_ITERATIONS, MAX_MULTIPLIERS = 400, 40
+MAX_ITERATIONS, MAX_MULTIPLIERS = 1000, 40
 
 _GOAL = 1e-12  # residual at which the iteration ends
 _STIFFEST = 1e3  # largest weight σ of the constraint
@@ -176,10 +176,11 @@ class _Problem:
         Rockafellar, Math. Oper. Res. 1 (1976): it converges for any weights σ > 0, ε > 0, the faster the larger σ and
         the smaller ε. Without a solution X grows for ever, in a direction that proves it.
         """
-        sigma, epsilon, n = 1.0, 1e-3, 0
+        weight, epsilon, n = 1.0, 1e-3, 0
         slack = _positive_part(self.alpha + self.beta @ x)
         best, least = x, np.inf
         for _ in range(MAX_MULTIPLIERS):
+            sigma = weight / float(np.clip(np.linalg.norm(x), 1.0, 1e2))
             x, n = self._newton(_Multiplier(slack, x, sigma, epsilon), n)
             w = slack - sigma * x
             slack = _positive_part(w)
@@ -191,7 +192,7 @@ class _Problem:
                 break
             if epsilon == _CLOSEST and self._falls_for_ever(x):
                 return x, False, n
-            sigma, epsilon = min(10.0 * sigma, _STIFFEST), max(0.1 * epsilon, _CLOSEST)
+            weight, epsilon = min(10.0 * weight, _STIFFEST), max(0.1 * epsilon, _CLOSEST)
         return best, True, n
 
     def _newton(self, given: _Multiplier, n: int) -> tuple[np.ndarray, int]:
