@@ -20,6 +20,7 @@ from gradflow.flows.central.learning_rate import LearningRateLike, check_learnin
 from gradflow.flows.central.rules import GradientDescent, RMSProp, Rule, ScalarRMSProp
 from gradflow.flows.central.sdcp import svec
 from gradflow.flows.central.third import Third, third_derivatives
+from gradflow.flows.edge_measures import EDGE_VARIABLES, quartic_ratio
 from gradflow.optim.scheduler import MakesScheduler
 from gradflow.spectrum import Preconditioned
 from gradflow.status import NumericalFailure, Status
@@ -111,16 +112,12 @@ class CentralFlow(Flow):
     third_derivatives: ClassVar[bool] = True
     schemes: ClassVar[Mapping[str, str]] = {"projected": "central-projected", "euler": "central-euler"}
     variables: ClassVar[Mapping[str, Variable]] = {
-        "predicted_train_loss": Variable(long_name="time average of the training loss of the iterates"),
-        "predicted_gradient_norm": Variable(
-            long_name="root of the mean square of the iterates' gradient norm"
-        ),
-        "sigma_trace": Variable(long_name="trace of the covariance of the oscillation"),
+        **EDGE_VARIABLES,
+        "edge_residual": Variable(long_name="largest eigenvalue of the preconditioned Hessian, minus 2"),
         "sigma_eigenvalue": Variable(
             ("mode",), "eigenvalues of the covariance of the oscillation, descending"
         ),
         "n_active": Variable(long_name="number of directions that oscillate"),
-        "edge_residual": Variable(long_name="largest eigenvalue of the preconditioned Hessian, minus 2"),
     }
 
     def __post_init__(self) -> None:
@@ -296,14 +293,21 @@ class CentralFlow(Flow):
         """Return what the flow predicts of the iterates."""
         edge = self.edge(point)
         modes = np.zeros(min(self.max_active, len(point.theta)))
-        loss, square = point.loss, float(point.gradient.double() @ point.gradient.double())
+        loss, square, quartic = (
+            point.loss,
+            float(torch.linalg.vector_norm(point.gradient, dtype=torch.float64)) ** 2,
+            0.0,
+        )
         if edge.active is not None:
             critical, x = edge.active
             U, HU = to_numpy(critical.basis), to_numpy(critical.images)
-            σ2 = np.linalg.eigvalsh(np.sqrt(x)[:, None] * (U.T @ U) * np.sqrt(x))[::-1]
-            modes[: len(x)] = σ2
+            modes[: len(x)] = np.linalg.eigvalsh(np.sqrt(x)[:, None] * (U.T @ U) * np.sqrt(x))[::-1]
             loss += float(x.sum())
             square += float((x * (HU**2).sum(0)).sum())
+            u = critical.basis[:, 0]
+            length = float(torch.linalg.vector_norm(u))
+            # In terms of u with uᵀPu = 1 the edge is at 2 and x has the place of ησ².
+            quartic = quartic_ratio(point, u / length, float(x[0]) * length**2, length**2)
         return {
             "predicted_train_loss": loss,
             "predicted_gradient_norm": math.sqrt(square),
@@ -311,6 +315,7 @@ class CentralFlow(Flow):
             "sigma_eigenvalue": modes,
             "n_active": edge.n_active,
             "edge_residual": float(edge.values[0]) - 2,
+            "quartic_ratio": quartic,
         }
 
 
