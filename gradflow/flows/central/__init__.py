@@ -1,1 +1,5 @@
-"""The central flow: what an optimiser follows on average at the edge of stability."""
+"""The central flow: the path about which an optimiser oscillates at the edge of stability."""
+
+from gradflow.flows.central.flow import CentralFlow
+
+__all__ = ["CentralFlow"]
