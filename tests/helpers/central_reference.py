@@ -75,14 +75,7 @@ class RMSProp:
     """P = √ν/η (or with ε: (√ν̂ + ε)/η), dν/dt = κ[g² + diag(HΣH) − ν]; one ν for all entries where `scalar`."""
 
     def __init__(self, lr, beta2, *, scalar=False, eps=0.0, bias_correction=False, nu=None):
-        self.lr, self.beta2, self.scalar, self.eps, self.bias, self.nu = (
-            lr,
-            beta2,
-            scalar,
-            eps,
-            bias_correction,
-            nu,
-        )
+        self.lr, self.beta2, self.scalar, self.eps, self.bias, self.nu = lr, beta2, scalar, eps, bias_correction, nu
         self.kappa = (1 - beta2) / beta2
 
     def _sum(self, squares):
@@ -90,11 +83,7 @@ class RMSProp:
 
     def start(self, g):
         """The optimiser's ν after its first gradient, from 0, unless it was given."""
-        return (
-            (1 - self.beta2) * self._sum(g * g)
-            if self.nu is None
-            else np.atleast_1d(np.asarray(self.nu, float))
-        )
+        return (1 - self.beta2) * self._sum(g * g) if self.nu is None else np.atleast_1d(np.asarray(self.nu, float))
 
     def P(self, t, nu, n):
         corrected = nu / (1 - self.beta2 ** (t + 1)) if self.bias else nu

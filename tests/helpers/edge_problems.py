@@ -140,11 +140,7 @@ def disc(start=(-5.5, 3.0), *, slope=0.02, lr=0.1, kappa=1.0, radius=4.0, n_step
     def exact(steps):
         u = u1 + rate * (steps - entry)
         before, after = steps < entry, steps > leave
-        y = np.where(
-            before,
-            y0 + lr * slope * steps,
-            np.where(after, lr * slope * (steps - leave), radius * np.tanh(u)),
-        )
+        y = np.where(before, y0 + lr * slope * steps, np.where(after, lr * slope * (steps - leave), radius * np.tanh(u)))
         z = np.where(before, z0, np.where(after, radius, radius / np.cosh(np.minimum(u, 0.0))))
         variance = np.where(before | after, 0.0, -2 * slope * np.tanh(u) / (kappa * radius))
         return {
@@ -200,19 +196,12 @@ def matrix(*, commuting=False, angle=0.6, targets=(26.0, 23.0), first=(14.0, 11.
     entries = tuple(np.log((m - a) / (m - edge)) / (lr * gamma) for m, a in zip(targets, first, strict=True))
 
     def loss(w):
-        return (
-            _quadratic(w)
-            + 0.5 * gamma * ((w[2:] - goal_entries) ** 2).sum()
-            + force[0] * w[0]
-            + force[1] * w[1]
-        )
+        return _quadratic(w) + 0.5 * gamma * ((w[2:] - goal_entries) ** 2).sum() + force[0] * w[0] + force[1] * w[1]
 
     def exact(steps):
         free = [m - (m - a) * np.exp(-lr * gamma * steps) for m, a in zip(targets, first, strict=True)]
         values = [np.minimum(edge, m) for m in free]
-        variances = [
-            np.where(m > edge, 2 * gamma * (g - edge), 0.0) for m, g in zip(free, targets, strict=True)
-        ]
+        variances = [np.where(m > edge, 2 * gamma * (g - edge), 0.0) for m, g in zip(free, targets, strict=True)]
         M = np.array([_turned(angle, pair) for pair in zip(*values, strict=True)])
         excess = sum((m - g) ** 2 for m, g in zip(values, targets, strict=True))
         return {
