@@ -39,7 +39,7 @@ def edge(
     It is drawn where it was recorded: averages need records that are evenly spaced in steps, the oscillation and the
     distance of the centre need ``midpoint=True``. Lines of the optimiser are grey (its iterates) and black (smoothed,
     or at its midpoints); each flow has one colour. The dotted line is where the optimiser crosses its threshold. What
-    is smoothed is drawn from there on: before, nothing oscillates, and the Gaussian would smear a fast start.
+    is smoothed is drawn from there on, and not before two widths of the Gaussian, which smears a fast start over them.
 
     Parameters
     ----------
@@ -193,12 +193,14 @@ def _compared(gd: xr.Dataset, run: xr.Dataset) -> xr.Dataset | None:
 
 
 def _average(ax: Axes, gd: xr.Dataset, series: xr.DataArray, width: float) -> None:
-    """Draw a quantity of the optimiser smoothed, from its crossing on; of one that doesn't cross, all."""
+    """Draw a quantity of the optimiser smoothed, where it is beyond its threshold and its start no longer counts."""
     try:
         averaged = smoothed(series, width)
     except UnevenStepsError:
         return
-    _line(ax, averaged[~(averaged.time.values < crossing_time(gd))], f"{label(gd)}, smoothed", _AVERAGE)
+    steps = averaged.step.values - gd.step.values[0]
+    rows = ~(averaged.time.values < crossing_time(gd)) & (steps >= 2 * width)
+    _line(ax, averaged[rows], f"{label(gd)}, smoothed", _AVERAGE)
 
 
 def _line(ax: Axes, series: xr.DataArray, name: str, color: str, *, linewidth: float = 1.5) -> None:
