@@ -4,7 +4,7 @@ f(x, y) = ½ (y + x) x² − 0.01 (x + y), from (0, 5.5), with η = 0.3. Along t
 until gradient descent keeps it near 2/η = 6.67. Draws y over steps from the files, and prints where each run has its
 largest y, and its late mean.
 
-    python examples/berthier_toy.py [--steps 2600] [--out-dir DIR]      # less than a minute
+    python examples/berthier_toy.py [--steps 2600] [--every 5] [--out-dir DIR]      # less than a minute
 """
 
 import argparse
@@ -69,6 +69,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=2600, help="steps of gradient descent (default: 2600)")
+    parser.add_argument("--every", type=int, default=5, help="steps between records (default: 5)")
     parser.add_argument("--out-dir", type=Path, default=Path("demo/berthier_toy"))
     args = parser.parse_args()
     args.out_dir.mkdir(parents=True, exist_ok=True)
@@ -77,7 +78,7 @@ def main() -> None:
     for name, options in RUNS.items():
         file = args.out_dir / f"{name.replace(' ', '_')}.nc"
         gradflow.integrate(
-            valley, start, t_max=args.steps * LR, save_every=gradflow.steps(5, of=LR), out=file, overwrite=True,
+            valley, start, t_max=args.steps * LR, save_every=gradflow.steps(args.every, of=LR), out=file, overwrite=True,
             **options,
         )  # fmt: skip
         runs[name] = gradflow.open_run(file)
