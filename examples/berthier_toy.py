@@ -77,10 +77,10 @@ def main() -> None:
     runs = {}
     for name, options in RUNS.items():
         file = args.out_dir / f"{name.replace(' ', '_')}.nc"
+        every = gradflow.steps(args.every, of=LR)
         gradflow.integrate(
-            valley, start, t_max=args.steps * LR, save_every=gradflow.steps(args.every, of=LR), out=file, overwrite=True,
-            **options,
-        )  # fmt: skip
+            valley, start, t_max=args.steps * LR, save_every=every, out=file, overwrite=True, **options
+        )
         runs[name] = gradflow.open_run(file)
         steps, y = y_of(runs[name])
         peak, late = y.isel(y.argmax(["time"])), y[steps.values > 0.75 * args.steps]
