@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.func import grad, hessian, jacrev
+from torch.fx.experimental.proxy_tensor import make_fx
 
 double = torch.float64
 
@@ -40,7 +40,12 @@ class _Derivatives:
     """L, ∇L, H and ∇³L of a function of flat θ, as NumPy arrays; traced once, since torch.func is slow call by call."""
 
     def __init__(self, loss, w):
-        functions = {"loss": loss, "gradient": grad(loss), "hessian": hessian(loss), "third": jacrev(hessian(loss))}
+        functions = {
+            "loss": loss,
+            "gradient": grad(loss),
+            "hessian": hessian(loss),
+            "third": jacrev(hessian(loss)),
+        }
         at = torch.as_tensor(w, dtype=double)
         self._graphs = {name: _traced(function, at) for name, function in functions.items()}
 
@@ -92,7 +97,14 @@ class RMSProp:
     """P = √ν/η (or with ε: (√ν̂ + ε)/η), dν/dt = κ[g² + diag(HΣH) − ν]; one ν for all entries where `scalar`."""
 
     def __init__(self, lr, beta2, *, scalar=False, eps=0.0, bias_correction=False, nu=None):
-        self.lr, self.beta2, self.scalar, self.eps, self.bias, self.nu = lr, beta2, scalar, eps, bias_correction, nu
+        self.lr, self.beta2, self.scalar, self.eps, self.bias, self.nu = (
+            lr,
+            beta2,
+            scalar,
+            eps,
+            bias_correction,
+            nu,
+        )
         self.kappa = (1 - beta2) / beta2
 
     def _sum(self, squares):
@@ -100,7 +112,11 @@ class RMSProp:
 
     def start(self, g):
         """The optimiser's ν after its first gradient, from 0, unless it was given."""
-        return (1 - self.beta2) * self._sum(g * g) if self.nu is None else np.atleast_1d(np.asarray(self.nu, float))
+        return (
+            (1 - self.beta2) * self._sum(g * g)
+            if self.nu is None
+            else np.atleast_1d(np.asarray(self.nu, float))
+        )
 
     def P(self, t, nu, n):
         corrected = nu / (1 - self.beta2 ** (t + 1)) if self.bias else nu
