@@ -4,11 +4,13 @@ Time is in optimiser steps. Hessians and third derivatives are whole arrays, by 
 Source: Cohen, Damian, Talwalkar, Kolter, Lee, arXiv 2410.24206; the scheme is that of their code.
 """
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch.func import grad, hessian, jacrev
+from torch.fx.experimental.proxy_tensor import make_fx
 
 double = torch.float64
 
@@ -35,15 +37,35 @@ class Path:
 
 
 class _Derivatives:
-    """L, ∇L, H and ∇³L of a function of flat θ, as NumPy arrays."""
+    """L, ∇L, H and ∇³L of a function of flat θ, as NumPy arrays; traced once, since torch.func is slow call by call."""
 
-    def __init__(self, loss):
-        self._loss, self._gradient = loss, grad(loss)
-        self._hessian, self._third = hessian(loss), jacrev(hessian(loss))
+    def __init__(self, loss, w):
+        functions = {
+            "loss": loss,
+            "gradient": grad(loss),
+            "hessian": hessian(loss),
+            "third": jacrev(hessian(loss)),
+        }
+        at = torch.as_tensor(w, dtype=double)
+        self._graphs = {name: _traced(function, at) for name, function in functions.items()}
 
     def __getattr__(self, name):
-        function = object.__getattribute__(self, f"_{name}")
-        return lambda w: function(torch.as_tensor(w, dtype=double)).numpy()
+        graph = self._graphs[name]
+
+        def evaluate(w):
+            with torch.no_grad():
+                return graph(torch.as_tensor(w, dtype=double)).numpy()
+
+        return evaluate
+
+
+def _traced(function, at):
+    graph = make_fx(function)(at)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; nothing else is as fast call by call
+        return torch.jit.trace(graph, (at,), check_trace=False)
 
 
 class GradientDescent:
@@ -158,7 +180,7 @@ def complementarity(a, B, k, x=None, tol=1e-13):
 
 def euler(loss, theta, rule, n_steps, *, substeps=4, threshold=1.95, save=None):
     """Follow the central flow of a rule for so many optimiser steps; rows at the steps `save`, default all."""
-    D, w, dt = _Derivatives(loss), np.array(theta, dtype=float), 1.0 / substeps
+    D, w, dt = _Derivatives(loss, theta), np.array(theta, dtype=float), 1.0 / substeps
     nu, n = rule.start(D.gradient(w)), len(w)
     keep = set(range(n_steps + 1) if save is None else save)
     rows, x = [], None

@@ -3,6 +3,7 @@
 Time is in optimiser steps here; `time` turns it into that of the flow. Entries of θ that oscillate are 0 in the flow.
 """
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from scipy.integrate import solve_ivp
 from scipy.optimize import brentq
+from torch.fx.experimental.proxy_tensor import make_fx
 
 double = torch.float64
 
@@ -20,7 +22,8 @@ class EdgeProblem:
     """A loss, a start, and what the central flow does.
 
     `exact(steps)` gives by name, for an array of steps: ``theta`` (n, P), ``sigma_eigenvalue`` (n, modes) descending,
-    ``predicted_train_loss`` (n,). `entries` and `leaves` are the steps at which directions become critical and cease to.
+    ``predicted_train_loss`` (n,).
+    `entries` and `leaves` are the steps at which directions become critical, and stop being it.
     """
 
     loss: Callable
@@ -345,7 +348,7 @@ def rmsprop_diagonal(values=(10.0, 4.0, 7.0), *, lr=0.02, beta2=0.99, n_steps=30
 def rmsprop_sliding(slope=1e-6, *, y0=2.0, lr=0.004, beta2=0.99, kick=0.05, n_steps=4000):
     """½yx² − ay by scalar RMSProp: at the edge q = y² follows dq/dt = 4κ(A − Dq)/(½ + κq/η²).
 
-    The start x₀ = `kick` sets ν, as the optimiser's first gradient does. Until the edge is reached x, y and ν are by SciPy.
+    The start x₀ = `kick` sets ν, as the optimiser's first gradient does. Before the edge, x, y and ν are by SciPy.
     """
     kappa = (1 - beta2) / beta2
     A, D = slope**2 / (2 * lr**2), 0.125 - slope / lr**2
@@ -441,3 +444,30 @@ def schedule(*, slope=0.3, lr=0.1, T=2000.0, y0=20.0, n_steps=5000, x=0.0, force
 def quartic(S=10.0, Q=1.0):
     """½Sx² − ¼Qx⁴ at x = 0, where ∇λ₁ = 0: nothing can hold λ₁ at the edge."""
     return lambda w: 0.5 * S * w[0] ** 2 - 0.25 * Q * w[0] ** 4
+
+
+# ---------------------------------------------------------------------- the optimisers themselves
+
+
+def discrete(problem, n_steps):
+    """θ at every step of the optimiser that the flow stands for, shape (n_steps + 1, P)."""
+    o, w = problem.options, problem.start.clone()
+    graph = make_fx(torch.func.grad(problem.loss))(w)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; nothing else is as fast call by call
+        gradient = torch.jit.trace(graph, (w,), check_trace=False)
+    path, nu, beta2 = [w], 0.0, o.get("beta2")
+    with torch.no_grad():
+        for step in range(n_steps):
+            g, lr = gradient(w), o["lr"](step) if callable(o["lr"]) else o["lr"]
+            if beta2 is not None:
+                nu = beta2 * nu + (1 - beta2) * ((g * g).sum() if o["rule"] == "scalar-rmsprop" else g * g)
+                g = g / nu**0.5
+            w = w - lr * g
+            path.append(w)
+    return torch.stack(path).numpy()
+
+
+def midpoints(path):
+    """(w₋ + 2w + w₊)/4 of the steps 1 to n − 1."""
+    return (path[:-2] + 2 * path[1:-1] + path[2:]) / 4
