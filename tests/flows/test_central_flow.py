@@ -55,7 +55,7 @@ def on_edge(k, n, seed, t):
 # ---------------------------------------------------------------------- the numerics
 
 
-@pytest.mark.parametrize(("k", "n", "seed", "t"), [(1, 4, 0, 20.0), (2, 6, 3, 30.0), (3, 9, 0, 25.0)])
+@pytest.mark.parametrize(("k", "n", "seed", "t"), [(1, 4, 0, 20.0), (2, 6, 1, 25.0), (3, 9, 0, 25.0)])
 def test_the_projected_scheme_is_of_second_order(k, n, seed, t):
     loss, start = on_edge(k, n, seed, t)
     exact = central(loss, start, 12.0, save_at=[12.0], rtol=1e-8, atol=1e-11).theta.values[-1]
@@ -81,7 +81,7 @@ def test_the_error_follows_the_tolerance_across_entries():
 
 @pytest.mark.parametrize("substeps", [4, 16])
 def test_the_authors_scheme_converges_to_the_same(substeps):
-    loss, start = valley(2, 6, 3)
+    loss, start = valley(2, 6, 1)
     exact = central(loss, start, 30.0, save_at=[30.0], rtol=1e-6)
     euler = central(loss, start, 30.0, save_at=[30.0], scheme="euler", substeps=substeps)
     assert euler.attrs["method"] == "central-euler"
@@ -116,10 +116,10 @@ def test_at_the_edge_the_loss_falls_by_the_square_of_the_speed():
 
 
 def test_it_is_the_same_in_other_orthonormal_coordinates():
-    loss, start = valley(2, 6, 3)
+    loss, start = valley(2, 6, 1)
     g = torch.Generator("cpu").manual_seed(1)
     turn = torch.linalg.qr(torch.randn(len(start), len(start), generator=g, dtype=double))[0]
-    other, _ = valley(2, 6, 3, turn)
+    other, _ = valley(2, 6, 1, turn)
     a, b = (central(f, start, 40.0, save_every=10.0, rtol=1e-6) for f in (loss, other))
     assert b.theta.values @ turn.numpy() == pytest.approx(a.theta.values, abs=1e-5)
     assert b.sigma_eigenvalue.values == pytest.approx(a.sigma_eigenvalue.values, abs=1e-5)
@@ -153,7 +153,7 @@ def test_third_derivatives_agree_with_differences(name):
 
 
 def test_differences_of_products_can_take_the_place_of_third_derivatives():
-    loss, start = valley(2, 6, 3)
+    loss, start = valley(2, 6, 1)
     a, b = (central(loss, start, 30.0, save_at=[30.0], third=third) for third in ("reverse", "difference"))
     assert b.theta.values == pytest.approx(a.theta.values, abs=1e-6)
     assert int(a.n_third[-1]) > 0
@@ -162,9 +162,8 @@ def test_differences_of_products_can_take_the_place_of_third_derivatives():
 
 
 def test_float32_keeps_to_the_edge():
-    loss, start = valley(2, 6, 3)
-    cast = lambda w: loss(w.double()).float()  # noqa: E731
-    run = central(cast, start.float(), 30.0, save_every=3.0)
+    loss, start = valley(2, 6, 1)
+    run = central(lambda w: loss(w.double()).float(), start.float(), 30.0, save_every=3.0)
     assert run.attrs["status"] == "t_max"
     assert int(run.n_active[-1]) == 2
     assert run.edge_residual.max() <= 2e-5
@@ -193,7 +192,7 @@ def test_entries_and_exits_are_records_with_all_quantities():
 
 
 def test_the_record_says_what_was_predicted():
-    loss, start = on_edge(2, 6, 3, 30.0)
+    loss, start = on_edge(2, 6, 1, 25.0)
     run = central(loss, start, 5.0, save_every=1.0, n_eigs=2)
     σ2 = run.sigma_eigenvalue.values
     assert σ2.shape[1] == len(start)
@@ -228,7 +227,7 @@ def test_observing_changes_nothing():
     "options", [{}, {"scheme": "euler"}, {"rule": "rmsprop", "warmup_steps": 5, "lr": 0.02}]
 )
 def test_a_resumed_run_is_the_same(tmp_path, options):
-    loss, start = valley(2, 6, 3)
+    loss, start = valley(2, 6, 1)
     t_max = 60.0 if "rule" in options else 20.0
     settings = {"flow": "central", "lr": LR, "t_max": t_max, "save_every": t_max / 40} | options
     whole = gradflow.integrate(loss, start, **settings)
@@ -289,7 +288,7 @@ def test_rmsprop_counts_steps_of_the_optimiser():
 
 def test_a_start_above_the_edge_is_refused_and_a_warm_up_helps():
     loss = lambda w: 0.5 * w[1] * w[0] ** 2 + 0.025 * (w[1] - 22) ** 2  # noqa: E731
-    start = torch.tensor([0.9, 20.5], dtype=double)
+    start = torch.tensor([0.3, 20.01], dtype=double)
     with pytest.raises(InvalidInputError, match=r"ηλ₁.* ≤ 2, got 2\.\d+.*warmup_steps"):
         central(loss, start, 1.0)
     run = central(loss, start, 1.0, warmup_steps=5)
@@ -354,7 +353,7 @@ def test_methods_that_know_no_constraint_are_refused(method):
         ({"lr": 0.1, "scheduler": "ReduceLROnPlateau()"}, InvalidInputError, "the step alone"),
         ({"lr": lambda t: -1.0}, InvalidInputError, r"lr\(step\) > 0"),
         ({"lr": lambda t: "x"}, InvalidTypeError, r"lr\(step\) to return a number"),
-        ({"lr": 0.1, "substep": 3}, UnknownOptionError, "substeps"),
+        ({"lr": 0.1, "substep": 3}, UnknownOptionError, "has no option 'substep'"),
         ({}, InvalidTypeError, "needs lr"),
     ],
 )

@@ -35,6 +35,8 @@ _LOCATIONS = 12
 _LEAST_SLACK = 1e-3
 #: Part of the tolerance that the Krylov error and the way to the edge may each have.
 _KRYLOV = 0.1
+#: Steps of the optimiser than which no step need be shorter.
+_SHORTEST = 1e-8
 #: Part of the largest variance that a negative one may have where its direction leaves.
 _LEAVES = 1e-3
 #: What a step that the Krylov space can't resolve is shortened by.
@@ -172,14 +174,16 @@ class Attempt:
             if part >= 1:
                 return self._result(trial)
             h *= min(0.95, max(0.02, part))
+        if h < _SHORTEST * self.method.first_size(self.point, self.state):
+            raise NumericalFailure(Status.NO_MULTIPLIER, f"steps of {h:.3g} are too long to keep to the edge")
         return StepResult(self.point.z, error=math.inf, state=self.state, h=h)
 
     def directions(self, h: float) -> Directions:
         """Return the directions that a step of h works with: those that oscillate, or more, which may come and go.
 
-        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other, at a rate of the
-        critical eigenvalues' own over the gap. Steps that followed this would be as short as the gap; with all of them
-        in one set of directions it is a part of the complementarity problem.
+        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other, the faster the
+        narrower the gap. Steps that followed this would be as short as the gap; with all of them in one set of
+        directions it is a part of the complementarity problem.
         """
         critical, active = self.edge.critical, self.edge.active
         if critical is None or active is None:
