@@ -247,12 +247,14 @@ class Attempt:
         return ("enter",) if change > 0 else ("leave",) if change < 0 else ()
 
     def length(self, difference: Tensor) -> float:
-        """Return the length of a difference of states in units of w: that of ν relative to ν, as of w."""
+        """Return the length of a difference of states in units of w: ν relative to its length, t to 1 + t, as of w."""
         flow, z = self.flow, self.point.z
-        n = len(flow.state(z)) - flow.optimizer.clock
-        ν = norm(flow.state(z)[:n]) if n else 0.0
-        of_nu = norm(flow.state(difference)[:n]) / ν * (flow.size(z) or 1.0) if ν > 0 else 0.0
-        return max(norm(flow.theta(difference)), of_nu)
+        rule, s, change = flow.optimizer, flow.state(z), flow.state(difference)
+        n = len(s) - rule.clock
+        ν = norm(s[:n])
+        of_nu = norm(change[:n]) / ν if ν > 0 else 0.0
+        of_clock = abs(rule.step(change)) / (1 + rule.step(s))
+        return max(norm(flow.theta(difference)), max(of_nu, of_clock) * (flow.size(z) or 1.0))
 
 
 class Trial:
