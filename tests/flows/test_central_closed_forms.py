@@ -55,7 +55,7 @@ def check(problem, steps, *, theta, sigma, loss, distance=5.0, **options):
     assert run.attrs["success"]
     here, exact = at(run, problem, steps), problem.exact(steps)
     k = exact["sigma_eigenvalue"].shape[1]
-    assert np.abs(here.params.values - exact["theta"]).max() <= theta
+    assert np.abs(here.theta.values - exact["theta"]).max() <= theta
     assert np.abs(modes(here, k) - exact["sigma_eigenvalue"]).max() <= sigma
     assert np.abs(here.sigma_trace.values - exact["sigma_eigenvalue"].sum(1)).max() <= k * sigma
     assert np.abs(here.predicted_train_loss.values - exact["predicted_train_loss"]).max() <= loss
@@ -92,7 +92,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_the_projected_scheme_follows_the_closed_form(name):
     problem, last, theta, sigma, loss, events = FORMS[name]
-    run = check(problem, np.linspace(0, last, 41), theta=theta, sigma=sigma, loss=loss, rtol=1e-7)
+    run = check(problem, np.linspace(0, last, 41), theta=theta, sigma=sigma, loss=loss, rtol=1e-5)
     if events:
         check_events(run, problem, tolerance=1.0)
 
@@ -120,7 +120,8 @@ def test_the_authors_scheme_has_order_one_across_an_entry():
     exact = problem.exact(steps)["theta"]
     errors = [
         np.linalg.norm(
-            at(follow(problem, steps, scheme="euler", substeps=n), problem, steps).params - exact, axis=1
+            at(follow(problem, steps, scheme="euler", substeps=n), problem, steps).theta.values - exact,
+            axis=1,
         ).max()
         for n in (1, 2, 4)
     ]
@@ -138,23 +139,26 @@ RESTS = {
 }
 
 
-@pytest.mark.parametrize("scheme", [{"rtol": 1e-6}, EULER], ids=["projected", "euler"])
-@pytest.mark.parametrize("name", RESTS)
+@pytest.mark.filterwarnings(
+    "ignore:The central flow's covariance isn't unique"
+)  # T6 diagonal, beside the diagonal
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [*((name, {"rtol": 1e-5}) for name in RESTS), ("T4b pushed", EULER), ("T6 coupled", EULER)],
+)
 def test_where_the_flow_comes_to_rest(name, scheme):
     problem, last, theta, sigma, loss = RESTS[name]
-    if scheme is EULER and name == "T4 matrix":
-        problem, last = problems.matrix(gamma=0.2), 600
-    check(problem, [0.0, float(last)][1:], theta=theta, sigma=sigma, loss=loss, **scheme)
+    check(problem, [float(last)], theta=theta, sigma=sigma, loss=loss, **scheme)
 
 
 def test_the_gap_closes_as_the_matrix_is_pushed():
     """T4b between the entries: ḋ = −ηa₂₂ and d ln d/dφ = −a₂₂/a₁₂, with A in the eigenbasis of M at an angle φ."""
     problem = problems.pushed_matrix()
     A = problem.exact(0)["sigma"] / 2
+    run = follow(problem, [49.0, 50.0, 51.0, 79.0, 80.0, 81.0, 109.0, 110.0, 111.0], rtol=1e-7)
     for step in (50.0, 80.0, 110.0):
-        steps = np.array([step - 1, step, step + 1])
-        here = at(follow(problem, steps, rtol=1e-8), problem, steps)
-        values, V = np.linalg.eigh(problems.matrix_of(here.params.values))
+        here = at(run, problem, [step - 1, step, step + 1])
+        values, V = np.linalg.eigh(problems.matrix_of(here.theta.values))
         gap, a = 20.0 - values[:, 0], V[1].T @ A @ V[1]
         angle = np.unwrap(np.arctan2(V[:, 1, 1], V[:, 0, 1]), period=np.pi)
         assert (gap[2] - gap[0]) / 2 == pytest.approx(-problem.lr * a[0, 0], rel=1e-3)
@@ -169,7 +173,7 @@ def test_the_authors_scheme_is_that_of_an_independent_dense_implementation():
     steps = np.arange(0.0, 181.0, 5.0)
     expected = euler(problem.loss, problem.start, GradientDescent(problem.lr), 180, save=steps.astype(int))
     here = at(follow(problem, steps, **EULER), problem, steps)
-    assert np.abs(here.params.values - expected.theta).max() <= 1e-7
+    assert np.abs(here.theta.values - expected.theta).max() <= 1e-7
     assert np.abs(here.sigma_trace.values - expected.sigma_trace).max() <= 1e-6
     assert np.abs(here.predicted_train_loss.values - expected.predicted_loss).max() <= 1e-5
 
@@ -183,7 +187,7 @@ def test_the_same_of_the_rmsprops(make):
     rule = RMSProp(o["lr"], o["beta2"], scalar=o["rule"] == "scalar-rmsprop")
     expected = euler(problem.loss, problem.start, rule, 400, save=steps.astype(int))
     here = at(follow(problem, steps, **EULER), problem, steps)
-    assert np.abs(here.params.values - expected.theta).max() <= 1e-7
+    assert np.abs(here.theta.values - expected.theta).max() <= 1e-7
     assert np.abs(here.sigma_trace.values - expected.sigma_trace).max() <= 1e-6 * expected.sigma_trace.max()
 
 
@@ -298,4 +302,4 @@ def test_dependent_curvature_gradients_leave_the_trace_open_and_are_told():
     with pytest.warns(GradflowWarning, match="unique"):
         run = gradflow.integrate(loss, torch.tensor([0.0, 0.0, 19.0], dtype=double), flow="central", lr=0.1,
                                  t_max=40.0, save_at=[40.0], rtol=1e-6)  # fmt: skip
-    assert run.params.values[-1] == pytest.approx([0.0, 0.0, 20.0], abs=1e-3)
+    assert run.theta.values[-1] == pytest.approx([0.0, 0.0, 20.0], abs=1e-3)

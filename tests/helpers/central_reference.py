@@ -180,7 +180,7 @@ def complementarity(a, B, k, x=None, tol=1e-13):
 
 def euler(loss, theta, rule, n_steps, *, substeps=4, threshold=1.95, save=None):
     """Follow the central flow of a rule for so many optimiser steps; rows at the steps `save`, default all."""
-    D, w, dt = _Derivatives(loss, theta), np.array(theta, dtype=float), 1.0 / substeps
+    D, w, dt = _Derivatives(loss, theta), theta.numpy().astype(float), 1.0 / substeps
     nu, n = rule.start(D.gradient(w)), len(w)
     keep = set(range(n_steps + 1) if save is None else save)
     rows, x = [], None

@@ -222,8 +222,9 @@ class CentralFlow(Flow):
         free = self.free(point) if critical is None else critical.free
         if euler:
             dt = self.optimizer.duration(self.state(point.z)) / self.substeps
-            return catching_up(values, vectors, critical, free, dt)
-        found = instantaneous(values, vectors, critical, free)
+            found = catching_up(values, vectors, critical, free, dt)
+        else:
+            found = instantaneous(values, vectors, critical, free)
         if found.solution is not None:
             self._check(found)
         return found
@@ -238,7 +239,7 @@ class CentralFlow(Flow):
         if edge.solution.condition > _NOT_UNIQUE:
             warnings.warn(
                 "The central flow's covariance isn't unique here: the gradients of the critical eigenvalues are "
-                "linearly dependent. The path is right; sigma_trace and the predicted loss are one choice of many.",
+                "linearly dependent. The path is right; sigma_trace and the predicted loss may be one choice of many.",
                 IntegrationWarning,
                 stacklevel=2,
             )
@@ -253,7 +254,7 @@ class CentralFlow(Flow):
         else:
             pairs = point.field.top_of(Preconditioned(point.linearization, P), k, tol=_EIG_TOL)
             values, vectors = pairs.values, pairs.vectors / P.sqrt()[:, None]
-        if not bool(torch.isfinite(values).all()):
+        if not bool(torch.isfinite(values).all() and torch.isfinite(vectors).all()):
             raise NumericalFailure(
                 Status.NO_SHARPNESS, f"the eigensolver returned λ = {pairs.values.tolist()}"
             )

@@ -54,6 +54,14 @@ class Rule(ABC):
         """Return the time that a step takes."""
         return self.eta(s) if self.flow_time else 1.0
 
+    def step_after(self, s: Tensor, h: float) -> float:
+        """Return the optimiser's step a time h after that of a state: ∫ η dt = h, by Simpson's rule."""
+        t, η = self.step(s), self.lr.at
+        if not self.flow_time:
+            return t + h
+        steps = h / η(t + 0.5 * h / η(t))
+        return t + h / ((η(t) + 4 * η(t + steps / 2) + η(t + steps)) / 6)
+
     @abstractmethod
     def n_parameters(self, n: int) -> int:
         """Return P of a state z = (w, s) of length n."""

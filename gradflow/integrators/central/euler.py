@@ -15,9 +15,11 @@ class SubSteps(StepSize):
     """A fixed part of the optimiser's step, which a schedule may change."""
 
     def propose(self, point: Point, t: float, step: int, state: Any, *, fresh: bool = False) -> Proposal:
-        """Propose the step's time over the flow's `substeps`."""
+        """Propose the time of a step in the middle of this one, over the flow's `substeps`."""
         flow = central_flow(point)
-        return Proposal(flow.optimizer.duration(flow.state(point.z)) / flow.substeps)
+        rule, s = flow.optimizer, flow.state(point.z)
+        eta = rule.lr.at(rule.step(s) + 0.5 / flow.substeps) if rule.flow_time else 1.0
+        return Proposal(eta / flow.substeps)
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,11 @@ class CentralEuler(Integrator):
         return False
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
-        """Take z + h f(z)."""
+        """Take z + h f(z), as long in steps of the optimiser as h is in time, whatever the learning rate's course."""
+        flow = central_flow(point)
+        rule, s = flow.optimizer, flow.state(point.z)
+        if rule.clock:
+            h = rule.duration(s) * (rule.step_after(s, h) - rule.step(s))
         return StepResult(point.z + h * point.velocity)
 
 

@@ -38,7 +38,7 @@ _KRYLOV = 0.1
 #: Steps of the optimiser than which no step need be shorter.
 _SHORTEST = 1e-8
 #: Part of the largest variance that a negative one may have where its direction leaves.
-_LEAVES = 1e-3
+_LEAVES = 1e-4
 #: What a step that the Krylov space can't resolve is shortened by.
 _SHORTER = 0.8
 #: Slack below which a direction is near the edge.
@@ -247,14 +247,16 @@ class Attempt:
         return ("enter",) if change > 0 else ("leave",) if change < 0 else ()
 
     def length(self, difference: Tensor) -> float:
-        """Return the length of a difference of states in units of w: ν relative to its length, t to 1 + t, as of w."""
+        """Return the length of a difference of states: ν relative to its length, t to 1 + t, to the same rtol as w."""
         flow, z = self.flow, self.point.z
         rule, s, change = flow.optimizer, flow.state(z), flow.state(difference)
         n = len(s) - rule.clock
         ν = norm(s[:n])
         of_nu = norm(change[:n]) / ν if ν > 0 else 0.0
         of_clock = abs(rule.step(change)) / (1 + rule.step(s))
-        return max(norm(flow.theta(difference)), max(of_nu, of_clock) * (flow.size(z) or 1.0))
+        return max(
+            norm(flow.theta(difference)), max(of_nu, of_clock) * self.tol / self.method.tolerances.rtol
+        )
 
 
 class Trial:
