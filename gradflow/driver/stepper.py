@@ -141,11 +141,13 @@ class Stepper:
         try:
             finite = self.point.is_finite
         except NumericalFailure as failure:
-            raise InvalidInputError(
-                f"The flow {field.flow.name!r} can't start here. {failure.message}"
-            ) from failure
+            if self._has_finite_loss:
+                raise InvalidInputError(
+                    f"The flow {field.flow.name!r} can't start here. {failure.message}"
+                ) from failure
+            finite = False
         if not finite:
-            if math.isfinite(self.point.loss) and all_finite(self.point.gradient):
+            if self._has_finite_loss:
                 raise NonFiniteLossError(
                     f"Expected a finite velocity of the flow {field.flow.name!r} at the initial θ, got NaN or inf; "
                     "loss and gradient are finite there."
@@ -160,6 +162,11 @@ class Stepper:
         self._state = integrator.init(self.point)
         self._control: Any = None
         self._started = False
+
+    @property
+    def _has_finite_loss(self) -> bool:
+        """Whether loss and gradient are finite."""
+        return math.isfinite(self.point.loss) and all_finite(self.point.gradient)
 
     @property
     def t(self) -> float:

@@ -9,7 +9,7 @@ from helpers import zoo
 from helpers.problems import chebyshev
 
 import gradflow
-from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError
+from gradflow.errors import InvalidInputError, InvalidTypeError, NonFiniteLossError, UnknownOptionError
 from gradflow.flows import CentralFlow, Field
 from gradflow.flows.central.third import third_derivatives
 
@@ -113,6 +113,24 @@ def test_at_the_edge_the_loss_falls_by_the_square_of_the_speed():
     assert run.n_active.values.max() == 3
     spent = np.trapezoid(run.speed.values**2, run.time.values)
     assert float(run.train_loss[0] - run.train_loss[-1]) == pytest.approx(spent, rel=1e-3)
+
+
+@pytest.mark.parametrize("options", [{"rtol": 1e-2}, {"rtol": 1e-4}, {"step_size": 45.0}])
+def test_the_edge_is_met_from_a_start_at_zero(options):
+    """Where a step's end is much longer than its start, so that their tolerances differ."""
+    loss = lambda w: 0.5 * (w[1] + 15) * w[0] ** 2 + 0.045 * torch.sin(w[1] / 3) - 0.135 * w[1]  # noqa: E731
+    run = central(loss, torch.zeros(2, dtype=double), 90.0, save_every=2.0, **options)
+    assert run.edge_residual.max() <= 1e-5
+    assert run.theta.values[-1] == pytest.approx([0, 5], abs=1e-4)
+    assert int(run.event_enter.sum()) == 1
+
+
+def test_a_fixed_step_that_is_too_long_is_shortened():
+    loss, start = valley(2, 6, 1)
+    exact = central(loss, start, 50.0, save_at=[50.0])
+    run = central(loss, start, 50.0, save_at=[50.0], step_size=10.0)
+    assert int(run.n_active[-1]) == 2
+    assert np.linalg.norm(run.theta.values[-1] - exact.theta.values[-1]) < 5e-4
 
 
 def test_it_is_the_same_in_other_orthonormal_coordinates():
@@ -296,10 +314,19 @@ def test_a_start_above_the_edge_is_refused_and_a_warm_up_helps():
     assert float(run.edge_residual[0]) <= 1e-5
 
 
+def test_a_warm_up_that_diverges_and_a_loss_that_is_not_finite_are_refused():
+    start = torch.full((2,), 10.0, dtype=double)
+    with pytest.raises(InvalidInputError, match="10 steps of the warm-up to stay finite"):
+        central(lambda w: 100 * (w**4).sum(), start, 1.0, warmup_steps=10)
+    with pytest.raises(NonFiniteLossError, match="finite loss and gradient"):
+        central(lambda w: math.nan * (w**4).sum(), start, 1.0)
+
+
 # ---------------------------------------------------------------------- where the theory ends
 
 
-def test_a_direction_that_nothing_holds_at_the_edge_ends_the_run():
+@pytest.mark.parametrize("scheme", ["projected", "euler"])
+def test_a_direction_that_nothing_holds_at_the_edge_ends_the_run(scheme):
     """λ₁ is constant, and the learning rate rises until the edge comes down to it."""
     loss = lambda w: 5 * (w**2).sum()  # noqa: E731
     with pytest.warns(gradflow.errors.IntegrationWarning, match="no solution here"):
@@ -307,6 +334,7 @@ def test_a_direction_that_nothing_holds_at_the_edge_ends_the_run():
             loss,
             torch.zeros(1, dtype=double),
             flow="central",
+            scheme=scheme,
             lr=lambda t: 0.1 + 1e-3 * t,
             t_max=100.0,
             save_every=1.0,
@@ -350,6 +378,8 @@ def test_methods_that_know_no_constraint_are_refused(method):
         ({"lr": 0.1, "beta2": 1.0}, InvalidInputError, "beta2 < 1"),
         ({"lr": 0.1, "substeps": 0}, InvalidInputError, "substeps"),
         ({"lr": 0.1, "threshold": 2.5}, InvalidInputError, "threshold"),
+        ({"lr": 0.1, "edge_tol": 0.1}, InvalidInputError, "edge_tol"),
+        ({"lr": 0.1, "bias_correction": "no"}, InvalidTypeError, "bias_correction as a bool"),
         ({"lr": 0.1, "max_active": 0}, InvalidInputError, "max_active"),
         ({"lr": 0.1, "scheduler": "ReduceLROnPlateau()"}, InvalidInputError, "the step alone"),
         ({"lr": lambda t: -1.0}, InvalidInputError, r"lr\(step\) > 0"),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_choice, check_count, check_number
-from gradflow.errors import IntegrationWarning, InvalidInputError
+from gradflow.errors import IntegrationWarning, InvalidInputError, InvalidTypeError
 from gradflow.flows.base import Flow
 from gradflow.flows.central.edge import Constraint, Edge, catching_up, instantaneous, to_numpy
 from gradflow.flows.central.learning_rate import LearningRateLike, check_learning_rate
@@ -21,6 +21,7 @@ from gradflow.flows.central.rules import GradientDescent, RMSProp, Rule, ScalarR
 from gradflow.flows.central.sdcp import svec
 from gradflow.flows.central.third import Third, third_derivatives
 from gradflow.flows.edge_measures import EDGE_VARIABLES, quartic_ratio
+from gradflow.flows.point import all_finite
 from gradflow.optim.scheduler import MakesScheduler
 from gradflow.spectrum import Preconditioned
 from gradflow.status import NumericalFailure, Status
@@ -127,10 +128,12 @@ class CentralFlow(Flow):
         check_number("beta2", self.beta2, above=0, below=1)
         check_number("eps", self.eps, least=0)
         check_number("nu_start", self.nu_start, least=0)
+        if not isinstance(self.bias_correction, bool):
+            raise InvalidTypeError(f"Expected bias_correction as a bool, got {self.bias_correction!r}.")
         check_count("warmup_steps", self.warmup_steps)
         check_count("max_active", self.max_active, least=1)
         check_count("substeps", self.substeps, least=1)
-        check_number("edge_tol", self.edge_tol, above=0)
+        check_number("edge_tol", self.edge_tol, above=0, most=0.01)
         check_number("threshold", self.threshold, above=0, most=2)
         lr = check_learning_rate(self.lr, self.scheduler)
         if self.rule == "gd":
@@ -179,15 +182,22 @@ class CentralFlow(Flow):
         Raises
         ------
         InvalidInputError
-            If an eigenvalue of P⁻¹H is above 2 there.
+            If an eigenvalue of P⁻¹H is above 2 there, or the warm-up diverges.
         """
         rule, s = self.optimizer, self.optimizer.blank(theta)
         for _ in range(self.warmup_steps):
             g = field.evaluate(theta).gradient
             s = rule.renewed(s, g)
             theta = theta - g / rule.preconditioner(s)
+            if not all_finite(theta):
+                raise InvalidInputError(
+                    f"Expected the optimiser's {self.warmup_steps} steps of the warm-up to stay finite, which they "
+                    "don't. Take a smaller lr, fewer warmup_steps, or a start with smaller weights."
+                )
         point = field.at(torch.cat([theta, s]))
         z = torch.cat([theta, rule.renewed(s, point.linearization.gradient)])
+        if not all_finite(point.linearization.gradient):  # which every flow is refused for
+            return z
         values, _ = self.spectrum(field.at(z), 1)
         if values[0] > 2 + self.edge_tol:
             raise InvalidInputError(

@@ -12,6 +12,8 @@ from torch import Tensor
 from gradflow.flows import GradientFlow, Point
 from gradflow.integrators.base import StepResult
 from gradflow.integrators.exprb import Exprb43
+from gradflow.integrators.step_size import ErrorControl
+from gradflow.integrators.step_size.error_control import tolerance
 
 if TYPE_CHECKING:
     from gradflow.integrators.central.projected import Attempt
@@ -34,16 +36,17 @@ def gradient_flow_step(attempt: Attempt, h: float) -> StepResult:
     step = method.step(_of_gradient_flow(point), h, attempt.state)
     assert step.interpolant is not None
     assert step.error is not None
-    error = attempt.tol * math.sqrt(step.error / attempt.tol)  # of O(h²), as the control expects
+    allowed = tolerance(tolerances, point, step.z)
+    ratio = math.sqrt(step.error / allowed)  # of O(h²), as the control expects
     taken = h if step.h is None else step.h
-    if not step.error <= attempt.tol:
-        return StepResult(step.z, error=error, state=attempt.state, h=taken)
+    if isinstance(attempt.method.step_rule, ErrorControl) and not ratio <= 1:  # it will be rejected
+        return StepResult(step.z, error=ratio * allowed, state=attempt.state, h=taken)
     path = step.interpolant
     s, end = _until_edge(attempt, path, step.z)
     return StepResult(
         end.z,
         lambda part: path(s * part),
-        error=error,
+        error=ratio * tolerance(tolerances, point, end.z),
         state=step.state,
         h=s * taken,
         end=end,
@@ -75,7 +78,7 @@ def _until_edge(attempt: Attempt, path: Callable[[float], Tensor], z: Tensor) ->
     g = excess(end)
     if g <= tol:
         return s, end
-    a, ga, b, gb = 0.0, min(float(attempt.edge.values[0]) - 2, -tol), 1.0, g
+    a, ga, b, gb, side = 0.0, min(float(attempt.edge.values[0]) - 2, -tol), 1.0, g, 0
     for _ in range(_LOCATIONS):  # the Illinois variant of regula falsi, for g = 0
         s = b - gb * (b - a) / (gb - ga)
         end = field.at(path(s))
@@ -83,9 +86,9 @@ def _until_edge(attempt: Attempt, path: Callable[[float], Tensor], z: Tensor) ->
         if abs(g) <= near:
             break
         if g > 0:
-            ga = ga / 2 if gb > 0 and b != 1.0 else ga
-            b, gb = s, g
+            ga = ga / 2 if side > 0 else ga
+            b, gb, side = s, g, 1
         else:
-            gb = gb / 2 if a > 0 else gb
-            a, ga = s, g
+            gb = gb / 2 if side < 0 else gb
+            a, ga, side = s, g, -1
     return s, end

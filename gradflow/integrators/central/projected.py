@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from gradflow.integrators.central.euler import central_flow
 from gradflow.integrators.central.stiff import StiffPart
 from gradflow.integrators.controlled import ErrorControlled
 from gradflow.integrators.phi.spaces import Term
+from gradflow.integrators.step_size import ErrorControl
 from gradflow.integrators.step_size.base import norm
 from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.status import NumericalFailure, Status
@@ -138,7 +140,13 @@ class CentralProjected(ErrorControlled):
         rule = attempt.flow.optimizer
         if attempt.edge.active is None and rule.flow_time and not rule.clock:
             return gradient_flow_step(attempt, h)
-        return attempt.within(h)
+        result = attempt.within(h)
+        while result.error == math.inf and not isinstance(
+            self.step_rule, ErrorControl
+        ):  # nothing else shortens it
+            shorter = attempt.within(0.5 * (h if result.h is None else result.h))
+            result = dataclasses.replace(shorter, n_rejected=result.n_rejected + 1)
+        return result
 
 
 class Attempt:
