@@ -75,6 +75,37 @@ def smoothed(series: xr.DataArray, width: float) -> xr.DataArray:
     return series.copy(data=means)
 
 
+def smoothed_alike(series: xr.DataArray, like: xr.DataArray, width: float) -> xr.DataArray:
+    """Average a quantity of a flow as :func:`smoothed` averages one of the optimiser.
+
+    So what the Gaussian does to a cycle, to a fast start and at the ends is done to both, and isn't an error of the
+    flow.
+
+    Parameters
+    ----------
+    series : DataArray of dims (time,)
+        Of the flow, in the optimiser's time. Between its records it is interpolated linearly.
+    like : DataArray of dims (time,)
+        Of the optimiser, with the coordinate ``step``.
+    width : float
+        Standard deviation, in steps of the optimiser; 0 for none.
+
+    Returns
+    -------
+    DataArray
+        At records of the optimiser. Where records of the flow are further apart than the width, there is nothing to
+        average: the series itself, at its own records.
+    """
+    series, like = series.dropna("time"), like.dropna("time")
+    if width == 0 or series.sizes["time"] < 2 or like.sizes["time"] < 2:
+        return series
+    like = like[_even(str(like.name), like.step.values)[0]]
+    if np.diff(np.interp(series.time.values, like.time.values, like.step.values)).max() > width:
+        return series
+    values = np.interp(like.time.values, series.time.values, series.values.astype(np.float64))
+    return smoothed(like.copy(data=values), width)
+
+
 def _even(name: str, steps: np.ndarray) -> tuple[np.ndarray, int]:
     """Return the rows of evenly spaced steps, and their spacing."""
     gaps, counts = np.unique(np.diff(steps), return_counts=True)
@@ -112,17 +143,25 @@ def predictions(
     dict of str to DataArray
         As :func:`gradflow.compare` says.
     """
+    series = flow.get("predicted_train_loss", flow.train_loss)
+    norms = flow.get("predicted_gradient_norm", flow.gradient_norm)
     loss = at(smoothed(optimiser.train_loss, width))
     norm = at(smoothed(optimiser.gradient_norm**2, width) ** 0.5)
-    predicted_loss = at(flow.get("predicted_train_loss", flow.train_loss))
-    predicted_norm = at(flow.get("predicted_gradient_norm", flow.gradient_norm))
+    alike = at(smoothed_alike(series, optimiser.train_loss, width))
+    norm_alike = at(smoothed_alike(norms**2, optimiser.gradient_norm, width) ** 0.5)
     found = {
         "train_loss_smoothed": _said(loss, "training loss of the optimiser, smoothed"),
-        "predicted_train_loss": _said(predicted_loss, "training loss that the flow predicts"),
-        "loss_error": _error(predicted_loss, loss, "predicted from smoothed training loss"),
+        "predicted_train_loss": _said(at(series), "training loss that the flow predicts"),
+        "predicted_train_loss_smoothed": _said(alike, "training loss that the flow predicts, smoothed alike"),
+        "loss_error": _error(alike, loss, "predicted from the optimiser's training loss, both smoothed"),
         "gradient_norm_smoothed": _said(norm, "gradient norm of the optimiser, root of its smoothed square"),
-        "predicted_gradient_norm": _said(predicted_norm, "gradient norm that the flow predicts"),
-        "gradient_norm_error": _error(predicted_norm, norm, "predicted from smoothed gradient norm"),
+        "predicted_gradient_norm": _said(at(norms), "gradient norm that the flow predicts"),
+        "predicted_gradient_norm_smoothed": _said(
+            norm_alike, "gradient norm that the flow predicts, root of its square smoothed alike"
+        ),
+        "gradient_norm_error": _error(
+            norm_alike, norm, "predicted from the optimiser's gradient norm, both smoothed"
+        ),
     }
     return found | _sharpness(optimiser, flow, width, at) | _oscillation(optimiser, flow, width, at)
 
@@ -149,7 +188,11 @@ def _sharpness(
     both = [name for name in ("effective_eigenvalue", "eigenvalue") if name in optimiser and name in flow]
     if not both:
         return {}
-    λ, predicted = at(centre_sharpness(optimiser, width, both[0])), at(flow[both[0]][:, 0])
+    name = both[0]
+    λ, predicted = centre_sharpness(optimiser, width, name), flow[name][:, 0]
+    if f"midpoint_{name}" not in optimiser:
+        predicted = smoothed_alike(predicted, optimiser[name][:, 0], width)
+    λ, predicted = at(λ), at(predicted)
     return {
         "sharpness_at_centre": _said(λ, "largest eigenvalue at the optimiser's midpoints, else smoothed"),
         "sharpness_error": _error(predicted, λ, "the flow's largest eigenvalue from that at the centre"),
