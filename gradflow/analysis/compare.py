@@ -51,6 +51,8 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False, smooth: float
         ``gd``) first rises above it; their ``long_name`` tells whether that is the sharpness or the effective
         sharpness. NaN if it doesn't rise above it, or wasn't recorded.
 
+        A flow with ``warmup_steps`` is compared from there on: its time 0 is the optimiser's after these steps.
+
         Of an optimiser and a flow, in any order, also what the flow predicts of the optimiser's averages:
         ``train_loss_smoothed``; ``predicted_train_loss`` as the flow recorded it; ``predicted_train_loss_smoothed``, by
         the same Gaussian; and ``loss_error``, the relative distance of the two that are smoothed: cycles that a flow

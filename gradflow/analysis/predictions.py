@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -35,7 +36,11 @@ def optimiser_and_flow(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dat
 
 
 def in_common_time(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return two runs with one meaning of time: the steps of an optimiser, where the flow counts in them."""
+    """Return two runs with one meaning of time, and one zero.
+
+    That is the steps of an optimiser, where the flow counts in them. A flow whose first steps the optimiser takes
+    itself (``warmup_steps``) begins at the time that the optimiser has after these.
+    """
 
     def counted(run: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
         if other.attrs.get("time_definition") != IN_STEPS or not is_optimiser(run):
@@ -43,7 +48,26 @@ def in_common_time(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset
         time = ("time", run.step.values.astype(np.float64), run.time.attrs)
         return run.assign_coords(time=time).assign_attrs(time_definition=IN_STEPS)
 
-    return counted(a, b), counted(b, a)
+    def begun(run: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+        warmup = _warmup_steps(run)
+        if not warmup or _BEGUN in run.attrs or is_optimiser(run) or not is_optimiser(other):
+            return run
+        start = np.interp(warmup, other.step.values, other.time.values)
+        time = ("time", run.time.values + start, run.time.attrs)
+        return run.assign_coords(time=time).assign_attrs({_BEGUN: float(start)})
+
+    a, b = counted(a, b), counted(b, a)
+    return begun(a, b), begun(b, a)
+
+
+#: Attribute of a flow whose times are already those since the optimiser's start.
+_BEGUN = "begun_at"
+
+
+def _warmup_steps(run: xr.Dataset) -> int:
+    """Return how many steps an optimiser took before a flow's time 0."""
+    options = json.loads(run.attrs.get("gradflow_config", "{}")).get("flow_options") or {}
+    return int(options.get("warmup_steps") or 0)
 
 
 def smoothed(series: xr.DataArray, width: float) -> xr.DataArray:

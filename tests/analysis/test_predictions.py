@@ -202,6 +202,34 @@ def test_a_flow_that_counts_in_steps_is_aligned_by_them():
         compare(flow(LR * N), in_steps)
 
 
+@pytest.mark.parametrize("rule", ["gd", "rmsprop"])
+def test_a_flow_begins_after_its_warm_up(rule):
+    """At its time 0 the flow is where the optimiser has come in as many steps."""
+    start, lr = torch.tensor([1.0, 2.0], dtype=torch.float64), 0.05
+
+    def bowl(w):
+        return (w**2).sum()
+
+    method = gradflow.integrate(bowl, start, method=rule, lr=lr, max_steps=12)
+    unit = lr if rule == "gd" else 1.0
+    warm = gradflow.integrate(
+        bowl, start, flow="period-2", rule=rule, lr=lr, warmup_steps=4, t_max=8 * unit, save_every=unit
+    )
+    for a, b in ((method, warm), (warm, method)):
+        result = compare(a, b)
+        assert np.allclose(result.time, np.arange(4, 13) * unit, rtol=1e-12)
+        assert float(result.distance[0]) < 1e-15
+    assert float(warm.time[0]) == 0
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot as plt
+
+    figure = gradflow.plot.edge(method, warm)
+    (line,) = figure.axes[3].lines[:1]
+    assert line.get_xdata()[0] == pytest.approx(4 * unit)
+    assert line.get_ydata()[0] < 1e-15
+    plt.close(figure)
+
+
 def test_two_of_a_kind_are_compared_as_ever():
     for a, b in ((optimiser(N), optimiser(N)), (flow(LR * N), flow(LR * N))):
         assert not {"loss_error", "midpoint_distance", "mean_distance"} & set(compare(a, b).variables)
