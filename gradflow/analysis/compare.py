@@ -283,11 +283,15 @@ def _at(series: xr.DataArray, times: np.ndarray, interp: bool) -> xr.DataArray:
 
 
 def label(run: xr.Dataset) -> str:
-    """Name a run by its method, with the learning rate and momentum of an optimiser."""
+    """Name a run by its method, with the learning rate and momentum of an optimiser, and by a flow's name before it."""
     try:
         options = json.loads(run.attrs["gradflow_config"])["options"]
     except (KeyError, ValueError):
         options = {}
     shown = ", ".join(f"{k}={v}" for k, v in options.items() if k in {"lr", "momentum"})
-    method = run.attrs.get("method", "run")
-    return f"{method}({shown})" if shown else str(method)
+    method, flow = (
+        str(run.attrs.get(name, default)) for name, default in (("method", "run"), ("flow", "gradient"))
+    )
+    if flow != "gradient" and not method.startswith(flow):  # as central-projected does
+        method = f"{flow}, {method}"
+    return f"{method}({shown})" if shown else method

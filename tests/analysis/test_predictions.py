@@ -220,6 +220,7 @@ def test_a_flow_begins_after_its_warm_up(rule):
         assert np.allclose(result.time, np.arange(4, 13) * unit, rtol=1e-12)
         assert float(result.distance[0]) < 1e-15
     assert float(warm.time[0]) == 0
+    assert result.attrs["a"] == "period-2, rkc"
     pytest.importorskip("matplotlib").use("agg")
     from matplotlib import pyplot as plt
 
