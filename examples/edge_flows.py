@@ -18,8 +18,6 @@ import matplotlib
 matplotlib.use("agg")
 
 import torch
-import xarray as xr
-from scipy.ndimage import gaussian_filter1d
 from torch import nn
 
 import gradflow
@@ -92,32 +90,19 @@ def draw(directory: Path) -> None:
     gradflow.plot.edge(gd, {name: flows[name] for name in DRAWN}).savefig(
         directory / "edge_flows.png", dpi=110
     )
-    print(
-        "| flow | loss | both smoothed | in the second half | λ₁ | midpoints | steps | gradients | H·v | third |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    print("| flow | loss | in the second half | λ₁ | midpoints | steps | gradients | H·v | third |")
+    print("|---|---|---|---|---|---|---|---|---|")
     for name, run in flows.items():
         found = gradflow.compare(gd, run)
-        error = error_of_averages(found, run, float(gd.step[-1] / gd.time[-1]))
-        crossed, half = found.time >= found.crossing_time_a, found.time >= found.time[-1] / 2
+        late = found.time >= found.time[-1] / 2
         third = f"{int(run.n_third[-1]):,}" if "n_third" in run else ""
         print(
-            f"| {name} | {float(found.mean_loss_error):.1%} | {float(error[crossed].mean()):.1%} | "
-            f"{float(error[half].mean()):.1%} | {float(found.mean_sharpness_error):.1%} | "
+            f"| {name} | {float(found.mean_loss_error):.1%} | {float(found.loss_error[late].mean()):.1%} | "
+            f"{float(found.mean_sharpness_error):.1%} | "
             f"{float(found.mean_midpoint_distance):.3f} | {run.attrs['n_steps']:,} | {int(run.n_gradients[-1]):,} | "
             f"{int(run.n_hvps[-1]):,} | {third} |"
         )
     print(f"drawn: {directory / 'edge_flows.png'}")
-
-
-def error_of_averages(
-    found: xr.Dataset, run: xr.Dataset, steps_per_time: float, width: float = 50
-) -> xr.DataArray:
-    """Return the relative error of a flow's loss, whose cycles are smoothed as the optimiser's are."""
-    predicted = run.get("predicted_train_loss", run.train_loss)
-    spacing = float(run.time[1] - run.time[0]) * steps_per_time
-    averaged = predicted.copy(data=gaussian_filter1d(predicted.values, width / spacing, mode="nearest"))
-    return abs(averaged.interp(time=found.time.values) / found.train_loss_smoothed - 1)
 
 
 def main() -> None:

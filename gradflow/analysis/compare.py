@@ -36,8 +36,9 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False, smooth: float
         Compare at all of `a`'s times within `b`, interpolating `b` linearly. Default: at times that both
         have, to 1e-9 of the largest.
     smooth : float, optional
-        Standard deviation of the Gaussian by which an optimiser is averaged, in its steps; 0 for none. Its records
-        must be evenly spaced in steps. Default: 50 where they are, else nothing is averaged.
+        Standard deviation of the Gaussian by which an optimiser, and for errors what a flow predicts, are averaged, in
+        steps of the optimiser; 0 for none. Its records must be evenly spaced in steps. Default: 50 where they are, else
+        nothing is averaged.
 
     Returns
     -------
@@ -50,11 +51,16 @@ def compare(a: xr.Dataset, b: xr.Dataset, *, interp: bool = False, smooth: float
         ``gd``) first rises above it; their ``long_name`` tells whether that is the sharpness or the effective
         sharpness. NaN if it doesn't rise above it, or wasn't recorded.
 
+        A flow with ``warmup_steps`` is compared from there on: its time 0 is the optimiser's after these steps.
+
         Of an optimiser and a flow, in any order, also what the flow predicts of the optimiser's averages:
-        ``train_loss_smoothed``, ``predicted_train_loss`` and ``loss_error``, their relative distance;
-        ``gradient_norm_smoothed`` (the root of the smoothed square), ``predicted_gradient_norm`` and
-        ``gradient_norm_error``; ``sharpness_at_centre``, λ₁ at the midpoints or else smoothed, and
-        ``sharpness_error``; ``midpoint_distance``, from the optimiser's midpoints to the flow;
+        ``train_loss_smoothed``; ``predicted_train_loss`` as the flow recorded it; ``predicted_train_loss_smoothed``, by
+        the same Gaussian; and ``loss_error``, the relative distance of the two that are smoothed: cycles that a flow
+        resolves, and what the Gaussian does to a fast start, are no errors of it. (A flow whose records are further
+        apart than `smooth` is taken as it is.) ``gradient_norm_smoothed`` (the root of the smoothed square),
+        ``predicted_gradient_norm``, ``predicted_gradient_norm_smoothed`` and ``gradient_norm_error`` likewise;
+        ``sharpness_at_centre``, λ₁ at the midpoints or else smoothed, and ``sharpness_error``, from the flow's λ₁, or
+        else that smoothed; ``midpoint_distance``, from the optimiser's midpoints to the flow;
         ``oscillation_variance_smoothed`` and ``sigma_trace``; ``oscillation_along_smoothed`` and
         ``sigma_eigenvalue``, by mode, of which only the sums compare where several modes are critical, as the flow's
         covariance has eigenvectors of its own. A flow that predicts no averages, such as the gradient flow, is taken
@@ -277,11 +283,15 @@ def _at(series: xr.DataArray, times: np.ndarray, interp: bool) -> xr.DataArray:
 
 
 def label(run: xr.Dataset) -> str:
-    """Name a run by its method, with the learning rate and momentum of an optimiser."""
+    """Name a run by its method, with the learning rate and momentum of an optimiser, and by a flow's name before it."""
     try:
         options = json.loads(run.attrs["gradflow_config"])["options"]
     except (KeyError, ValueError):
         options = {}
     shown = ", ".join(f"{k}={v}" for k, v in options.items() if k in {"lr", "momentum"})
-    method = run.attrs.get("method", "run")
-    return f"{method}({shown})" if shown else str(method)
+    method, flow = (
+        str(run.attrs.get(name, default)) for name, default in (("method", "run"), ("flow", "gradient"))
+    )
+    if flow != "gradient" and not method.startswith(flow):  # as central-projected does
+        method = f"{flow}, {method}"
+    return f"{method}({shown})" if shown else method

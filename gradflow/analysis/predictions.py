@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -35,7 +36,11 @@ def optimiser_and_flow(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dat
 
 
 def in_common_time(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset]:
-    """Return two runs with one meaning of time: the steps of an optimiser, where the flow counts in them."""
+    """Return two runs with one meaning of time, and one zero.
+
+    That is the steps of an optimiser, where the flow counts in them. A flow whose first steps the optimiser takes
+    itself (``warmup_steps``) begins at the time that the optimiser has after these.
+    """
 
     def counted(run: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
         if other.attrs.get("time_definition") != IN_STEPS or not is_optimiser(run):
@@ -43,7 +48,26 @@ def in_common_time(a: xr.Dataset, b: xr.Dataset) -> tuple[xr.Dataset, xr.Dataset
         time = ("time", run.step.values.astype(np.float64), run.time.attrs)
         return run.assign_coords(time=time).assign_attrs(time_definition=IN_STEPS)
 
-    return counted(a, b), counted(b, a)
+    def begun(run: xr.Dataset, other: xr.Dataset) -> xr.Dataset:
+        warmup = _warmup_steps(run)
+        if not warmup or _BEGUN in run.attrs or is_optimiser(run) or not is_optimiser(other):
+            return run
+        start = np.interp(warmup, other.step.values, other.time.values)
+        time = ("time", run.time.values + start, run.time.attrs)
+        return run.assign_coords(time=time).assign_attrs({_BEGUN: float(start)})
+
+    a, b = counted(a, b), counted(b, a)
+    return begun(a, b), begun(b, a)
+
+
+#: Attribute of a flow whose times are already those since the optimiser's start.
+_BEGUN = "begun_at"
+
+
+def _warmup_steps(run: xr.Dataset) -> int:
+    """Return how many steps an optimiser took before a flow's time 0."""
+    options = json.loads(run.attrs.get("gradflow_config", "{}")).get("flow_options") or {}
+    return int(options.get("warmup_steps") or 0)
 
 
 def smoothed(series: xr.DataArray, width: float) -> xr.DataArray:
@@ -73,6 +97,37 @@ def smoothed(series: xr.DataArray, width: float) -> xr.DataArray:
     series = series[rows]
     means = gaussian_filter1d(series.values.astype(np.float64), width / spacing, axis=0, mode="nearest")
     return series.copy(data=means)
+
+
+def smoothed_alike(series: xr.DataArray, like: xr.DataArray, width: float) -> xr.DataArray:
+    """Average a quantity of a flow as :func:`smoothed` averages one of the optimiser.
+
+    So what the Gaussian does to a cycle, to a fast start and at the ends is done to both, and isn't an error of the
+    flow.
+
+    Parameters
+    ----------
+    series : DataArray of dims (time,)
+        Of the flow, in the optimiser's time. Between its records it is interpolated linearly.
+    like : DataArray of dims (time,)
+        Of the optimiser, with the coordinate ``step``.
+    width : float
+        Standard deviation, in steps of the optimiser; 0 for none.
+
+    Returns
+    -------
+    DataArray
+        At records of the optimiser. Where records of the flow are further apart than the width, there is nothing to
+        average: the series itself, at its own records.
+    """
+    series, like = series.dropna("time"), like.dropna("time")
+    if width == 0 or series.sizes["time"] < 2 or like.sizes["time"] < 2:
+        return series
+    like = like[_even(str(like.name), like.step.values)[0]]
+    if np.diff(np.interp(series.time.values, like.time.values, like.step.values)).max() > width:
+        return series
+    values = np.interp(like.time.values, series.time.values, series.values.astype(np.float64))
+    return smoothed(like.copy(data=values), width)
 
 
 def _even(name: str, steps: np.ndarray) -> tuple[np.ndarray, int]:
@@ -112,17 +167,25 @@ def predictions(
     dict of str to DataArray
         As :func:`gradflow.compare` says.
     """
+    series = flow.get("predicted_train_loss", flow.train_loss)
+    norms = flow.get("predicted_gradient_norm", flow.gradient_norm)
     loss = at(smoothed(optimiser.train_loss, width))
     norm = at(smoothed(optimiser.gradient_norm**2, width) ** 0.5)
-    predicted_loss = at(flow.get("predicted_train_loss", flow.train_loss))
-    predicted_norm = at(flow.get("predicted_gradient_norm", flow.gradient_norm))
+    alike = at(smoothed_alike(series, optimiser.train_loss, width))
+    norm_alike = at(smoothed_alike(norms**2, optimiser.gradient_norm, width) ** 0.5)
     found = {
         "train_loss_smoothed": _said(loss, "training loss of the optimiser, smoothed"),
-        "predicted_train_loss": _said(predicted_loss, "training loss that the flow predicts"),
-        "loss_error": _error(predicted_loss, loss, "predicted from smoothed training loss"),
+        "predicted_train_loss": _said(at(series), "training loss that the flow predicts"),
+        "predicted_train_loss_smoothed": _said(alike, "training loss that the flow predicts, smoothed alike"),
+        "loss_error": _error(alike, loss, "predicted from the optimiser's training loss, both smoothed"),
         "gradient_norm_smoothed": _said(norm, "gradient norm of the optimiser, root of its smoothed square"),
-        "predicted_gradient_norm": _said(predicted_norm, "gradient norm that the flow predicts"),
-        "gradient_norm_error": _error(predicted_norm, norm, "predicted from smoothed gradient norm"),
+        "predicted_gradient_norm": _said(at(norms), "gradient norm that the flow predicts"),
+        "predicted_gradient_norm_smoothed": _said(
+            norm_alike, "gradient norm that the flow predicts, root of its square smoothed alike"
+        ),
+        "gradient_norm_error": _error(
+            norm_alike, norm, "predicted from the optimiser's gradient norm, both smoothed"
+        ),
     }
     return found | _sharpness(optimiser, flow, width, at) | _oscillation(optimiser, flow, width, at)
 
@@ -149,7 +212,11 @@ def _sharpness(
     both = [name for name in ("effective_eigenvalue", "eigenvalue") if name in optimiser and name in flow]
     if not both:
         return {}
-    λ, predicted = at(centre_sharpness(optimiser, width, both[0])), at(flow[both[0]][:, 0])
+    name = both[0]
+    λ, predicted = centre_sharpness(optimiser, width, name), flow[name][:, 0]
+    if f"midpoint_{name}" not in optimiser:
+        predicted = smoothed_alike(predicted, optimiser[name][:, 0], width)
+    λ, predicted = at(λ), at(predicted)
     return {
         "sharpness_at_centre": _said(λ, "largest eigenvalue at the optimiser's midpoints, else smoothed"),
         "sharpness_error": _error(predicted, λ, "the flow's largest eigenvalue from that at the centre"),

@@ -21,7 +21,7 @@ from gradflow.record import check_output, open_run, write_atomically
 @click.option("--interp/--no-interp", default=False, show_default=True, help="Interpolate B to A's times.")
 @click.option(
     "--smooth", type=float, default=None,
-    help="Steps over which an optimiser beside a flow is averaged. Default: 50 where its records are evenly spaced.",
+    help="Steps over which an optimiser, and for errors a flow beside it, are averaged. Default: 50 if evenly spaced.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), default=None, help="Write the comparison to a netCDF file."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
-from gradflow.errors import UnknownNameError, suggest
+from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.flows.base import Flow
 from gradflow.spectrum import Eigenpairs
 from gradflow.variable import Variable
@@ -91,15 +91,20 @@ class PeriodTwoFlow(Flow):
 
     def __post_init__(self) -> None:
         check_number("lr", self.lr, above=0)
-        if self.rule not in RULES:
+        if not isinstance(self.rule, str) or self.rule not in RULES:
             raise UnknownNameError(
-                f"No rule {self.rule!r} for the flow 'period-2'; {suggest(self.rule, RULES)}"
+                f"No rule {self.rule!r} for the flow 'period-2'; {suggest(str(self.rule), RULES)}"
             )
         if self.beta2 is None:
             object.__setattr__(self, "beta2", RULES[self.rule])
         for name in ("beta1", "beta2"):
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), least=0, below=1)
+        if self.beta2 is not None and RULES[self.rule] is None:
+            raise InvalidInputError(
+                f"The rule {self.rule!r} has no average of squared gradients, got beta2={self.beta2!r}. Leave it out, "
+                "or choose the rule 'rmsprop' or 'adam'."
+            )
         check_number("eps", self.eps, least=0)
         if self.rho_floor is not None:
             check_number("rho_floor", self.rho_floor, above=0)

@@ -99,11 +99,7 @@ def _named(
                 continue
             known = str(run.attrs.get("flow", "gradient")) if name is None else str(name)
             if known in found:
-                known = (
-                    f"{known}, {label(run)}"
-                    if f"{known}, {label(run)}" not in found
-                    else f"{known} {len(found)}"
-                )
+                known = label(run) if label(run) not in found else f"{known} {len(found)}"
             found[known] = run
     if not isinstance(optimiser, xr.Dataset) or any(
         not isinstance(run, xr.Dataset) for run in found.values()

@@ -216,7 +216,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         ({"lr": -1.0}, InvalidInputError, "Expected lr > 0, got -1.0"),
         ({"lr": 0.1, "rule": "rmsprob"}, UnknownNameError, "did you mean 'rmsprop'"),
         ({"lr": 0.1, "rule": "polyak"}, UnknownNameError, "No rule 'polyak' for the flow 'period-2'"),
+        ({"lr": 0.1, "rule": ["gd"]}, UnknownNameError, "No rule"),
         ({"lr": 0.1, "beta2": 1.0}, InvalidInputError, "Expected beta2 < 1, got 1"),
+        (
+            {"lr": 0.1, "beta2": 0.9},
+            InvalidInputError,
+            "'gd' has no average of squared gradients, got beta2=0.9",
+        ),
         ({"lr": 0.1, "rho_floor": 0.0}, InvalidInputError, "Expected rho_floor > 0"),
         ({"lr": 0.1, "warmup_steps": -1}, InvalidInputError, "Expected warmup_steps ≥ 0"),
     ],
