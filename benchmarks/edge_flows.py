@@ -1,0 +1,151 @@
+"""Flows at the edge of stability: how well they predict gradient descent on networks, and what they cost.
+
+    python benchmarks/edge_flows.py networks --data DIR --work DIR
+    python benchmarks/edge_flows.py cost --work DIR
+    python benchmarks/edge_flows.py publish --work DIR
+
+Each row is kept in --work as soon as it is measured; what is there isn't measured again. `publish` writes the tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from common import publish
+from torch import nn
+from torch.utils.data import TensorDataset
+
+import gradflow
+from gradflow.problems.datasets import load_data
+
+#: Net, criterion, learning rate, steps of gradient descent.
+CONFIGURATIONS = (
+    ("fc-tanh", "mse", 0.024, 350),
+    ("cnn-gelu", "mse", 0.1, 250),
+    ("fc-tanh", "ce", 0.1, 250),
+    ("cnn-gelu", "ce", 0.15, 200),
+    ("fc-tanh", "mse", 0.02, 550),
+    ("cnn-gelu", "mse", 0.07, 330),
+    ("fc-tanh", "ce", 0.08, 300),
+    ("cnn-gelu", "ce", 0.1, 300),
+)
+FLOWS: dict[str, dict[str, Any]] = {
+    "central": {},
+    "edge": {},
+    "rod": {"without_drift": True},
+    "gradient": {},
+}
+#: Tolerance of the flows' methods.
+RTOL = 1e-3
+#: Steps between records, odd so that both phases of an oscillation are seen; and between eigenvalues.
+EVERY, EIGS_EVERY = 5, 15
+#: Standard deviation of the Gaussian that averages gradient descent, in steps.
+SMOOTH = 25.0
+#: Seconds after which a run is ended.
+LONGEST = 900.0
+
+
+def networks(directory: str | None, work: Path) -> None:
+    """Measure the rows of real networks that `work` hasn't got."""
+    for net, criterion, lr, n_steps in CONFIGURATIONS:
+        name = f"{net}_{criterion}_{lr:g}"
+        loss = problem(net, criterion, directory)
+        gd = recorded(loss, work / f"{name}_gd.nc", lr, n_steps, method="gd", method_options={"lr": lr}, midpoint=True)
+        for flow, options in FLOWS.items():
+            path = work / f"{name}_{flow}.nc"
+            try:
+                of_flow = {} if flow == "gradient" else {"flow_options": {"lr": lr, **options}}
+                run = recorded(loss, path, lr, n_steps, flow=flow, method="auto", rtol=RTOL, **of_flow)
+            except gradflow.errors.GradflowError as error:  # a row of its own
+                row: dict[str, object] = {"failed": f"{type(error).__name__}: {error}"}
+            else:
+                row = measured(gd, run, lr)
+            row = {"net": net, "loss": criterion, "η": lr, "flow": flow, **row}
+            (work / f"{name}_{flow}.json").write_text(json.dumps(row, ensure_ascii=False))
+            print(row, flush=True)
+
+
+def recorded(
+    loss: gradflow.LossFunction, path: Path, lr: float, n_steps: int, **options: Any
+) -> xr.Dataset:
+    """Return a run, from its file if that is complete."""
+    if path.exists():
+        return gradflow.open_run(path).load()
+    unit = {} if options["method"] == "gd" else {"of": lr}
+    unfinished = path.with_suffix(".part.nc")
+    run = gradflow.integrate(
+        loss,
+        t_max=n_steps * lr,
+        save_every=gradflow.steps(EVERY if options["method"] == "gd" else EIGS_EVERY, **unit),
+        n_eigs=2,
+        eigs_every=gradflow.steps(EIGS_EVERY, **unit),
+        params_every=gradflow.steps(EIGS_EVERY, **unit),
+        max_wall_time=LONGEST,
+        out=str(unfinished),
+        overwrite=True,
+        progress=False,
+        **options,
+    ).load()
+    unfinished.rename(path)
+    return run
+
+
+def measured(gd: xr.Dataset, run: xr.Dataset, lr: float) -> dict[str, object]:
+    """Return what the table says of a flow."""
+    seen = gradflow.compare(gd, run, smooth=SMOOTH)
+    n_steps = float(run.time[-1]) / lr
+    share = {name: float(run[name][-1]) / n_steps for name in ("n_gradients", "n_hvps", "n_third") if name in run}
+    return {
+        "steps": round(n_steps),
+        "crossing": round(float(seen.crossing_time_a) / lr),
+        "most active": int(run.n_active.max()) if "n_active" in run else None,
+        "loss": float(seen.mean_loss_error),
+        "λ₁": float(seen.mean_sharpness_error),
+        "distance to midpoints": float(seen.mean_midpoint_distance),
+        "to iterates": float(seen.mean_distance),
+        "path": float(seen.path_length[-1]),
+        "seconds": float(run.wall_time[-1]) if "wall_time" in run else None,
+        "status": run.attrs.get("status"),
+        **share,
+    }
+
+
+def problem(net: str, criterion: str, directory: str | None) -> gradflow.LossFunction:
+    """Return the loss on 1,000 images of CIFAR-10, with torch's default weights from seed 0, in float32."""
+    if net != "cnn-gelu":
+        return gradflow.problems.load("cifar10-1k", net, criterion, data=directory)[0]
+    data = load_data("cifar10-1k", directory)
+    x, labels = data.train_inputs.float(), data.train_targets
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = cnn_gelu()
+    if criterion == "mse":
+        one_hot = nn.functional.one_hot(labels, 10).float()
+        return gradflow.LossFunction(TensorDataset(x, one_hot), gradflow.HalfSquaredError(), made, batch_size=100)
+    return gradflow.LossFunction(TensorDataset(x, labels), nn.CrossEntropyLoss(), made, batch_size=100)
+
+
+def cnn_gelu() -> nn.Module:
+    """Two convolutions of 16 channels and stride 2."""
+    return nn.Sequential(
+        *(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.GELU()),
+        *(nn.Conv2d(16, 16, 3, stride=2, padding=1), nn.GELU()),
+        *(nn.Flatten(), nn.Linear(1024, 10)),
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("networks",))
+    parser.add_argument("--data", default=os.environ.get("GRADFLOW_DATA"))
+    parser.add_argument("--work", type=Path, required=True)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    networks(arguments.data, arguments.work)
