@@ -46,6 +46,8 @@ examples: $(INSTALLED)
 	$(BIN)/python examples/adaptive_edge_of_stability.py --small --out-dir demo/small/adaptive
 	$(BIN)/python examples/elra_rosenbrock.py --small --out-dir demo/small/elra
 	$(BIN)/python examples/momentum_thresholds.py --small --out-dir demo/small/momentum
+	$(BIN)/python examples/edge_flows.py --small --out-dir demo/small/edge_flows
+	$(BIN)/python examples/berthier_toy.py --steps 800 --every 25 --out-dir demo/small/berthier
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

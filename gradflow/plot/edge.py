@@ -25,7 +25,7 @@ from gradflow.errors import GradflowError, InvalidInputError, InvalidTypeError
 from gradflow.plot.runs import threshold_name
 
 #: Of the optimiser: its iterates, and their average.
-_RAW, _AVERAGE = "0.75", "black"
+_RAW, _AVERAGE = "0.65", "black"
 
 
 def edge(
@@ -38,7 +38,8 @@ def edge(
 
     It is drawn where it was recorded: averages need records that are evenly spaced in steps, the oscillation and the
     distance of the centre need ``midpoint=True``. Lines of the optimiser are grey (its iterates) and black (smoothed,
-    or at its midpoints); each flow has one colour. The dotted line is where the optimiser crosses its threshold.
+    or at its midpoints); each flow has one colour. The dotted line is where the optimiser crosses its threshold. What
+    is smoothed is drawn from there on, and not before two widths of the Gaussian, which smears a fast start over them.
 
     Parameters
     ----------
@@ -117,7 +118,7 @@ def _loss(
     ax: Axes, gd: xr.Dataset, flows: Mapping[str, xr.Dataset], colors: Mapping[str, str], width: float
 ) -> None:
     _line(ax, gd.train_loss, label(gd), _RAW, linewidth=0.8)
-    _average(ax, gd.train_loss, f"{label(gd)}, smoothed", width)
+    _average(ax, gd, gd.train_loss, width)
     for name, run in flows.items():
         predicts = "predicted_train_loss" in run
         series = run.predicted_train_loss if predicts else run.train_loss
@@ -153,7 +154,7 @@ def _variance(
         _line(
             ax, gd.oscillation_variance, f"{label(gd)}, squared distance from midpoint", _RAW, linewidth=0.8
         )
-        _average(ax, gd.oscillation_variance, f"{label(gd)}, smoothed", width)
+        _average(ax, gd, gd.oscillation_variance, width)
     for name, run in flows.items():
         variance = predicted_variance(run)
         if variance is not None:
@@ -191,11 +192,15 @@ def _compared(gd: xr.Dataset, run: xr.Dataset) -> xr.Dataset | None:
     return None
 
 
-def _average(ax: Axes, series: xr.DataArray, name: str, width: float) -> None:
+def _average(ax: Axes, gd: xr.Dataset, series: xr.DataArray, width: float) -> None:
+    """Draw a quantity of the optimiser smoothed, where it is beyond its threshold and its start no longer counts."""
     try:
-        _line(ax, smoothed(series, width), name, _AVERAGE)
+        averaged = smoothed(series, width)
     except UnevenStepsError:
         return
+    steps = averaged.step.values - gd.step.values[0]
+    rows = ~(averaged.time.values < crossing_time(gd)) & (steps >= 2 * width)
+    _line(ax, averaged[rows], f"{label(gd)}, smoothed", _AVERAGE)
 
 
 def _line(ax: Axes, series: xr.DataArray, name: str, color: str, *, linewidth: float = 1.5) -> None:

@@ -247,7 +247,8 @@ def test_the_figure_shows_the_optimiser_beside_each_flow():
     try:
         loss, sharpness, variance, distance = map(drawn, figure.axes)
         assert set(loss) == {"gd", "gd, smoothed", "gradient", "central, predicted", "again, predicted"}
-        assert np.array_equal(loss["gd, smoothed"].get_ydata(), compare(gd, central).train_loss_smoothed)
+        after = compare(gd, central).sel(time=slice(LR * 2 * 50, None))
+        assert np.array_equal(loss["gd, smoothed"].get_ydata(), after.train_loss_smoothed)
         assert np.array_equal(loss["central, predicted"].get_ydata(), central.predicted_train_loss)
         assert set(sharpness) == {"gd", "gd, at midpoints", "gradient", "central", "again", "2/η = 20"}
         assert set(variance) == {
@@ -262,6 +263,21 @@ def test_the_figure_shows_the_optimiser_beside_each_flow():
             figure.axes, ("central, predicted", "central", "central, tr Σ", "central"), strict=True
         )]  # fmt: skip
         assert len(set(colors)) == 1
+    finally:
+        plt.close(figure)
+
+
+@pytest.mark.parametrize(("width", "since"), [(50, 10.0), (10, 4.0)])
+def test_averages_are_drawn_from_the_crossing_on_where_the_start_no_longer_counts(width, since):
+    pytest.importorskip("matplotlib").use("agg")
+    from matplotlib import pyplot as plt
+
+    gd, central = optimiser(N), flow(LR * N)
+    assert compare(gd, central).crossing_time_a == 4.0
+    figure = gradflow.plot.edge(gd, central, smooth=width)
+    try:
+        for ax in figure.axes[0], figure.axes[2]:
+            assert drawn(ax)["gd, smoothed"].get_xdata()[0] == pytest.approx(since)
     finally:
         plt.close(figure)
 

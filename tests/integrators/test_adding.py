@@ -65,3 +65,23 @@ def test_a_controller_sizes_the_steps():
     for _ in range(5):
         report = by_hand.step()
         assert report.dt * float(report.gradient.norm()) == pytest.approx(0.02, rel=1e-4)
+
+
+def test_a_flow_has_a_method_of_its_own():
+    found = example("class Walled(")
+    run, (met,) = found["run"], found["met"]
+    assert met == pytest.approx(0.1 * 5 + 0.1 * (0.8**5 - 0.3) / (0.2 * 0.8**5))  # Euler's: 0.8 a step
+    assert run.theta.values[:, 0].min() == pytest.approx(0.3)
+    assert int(run.event_wall.sum()) == 1
+    with pytest.raises(gradflow.errors.InvalidInputError, match="walled-euler"):
+        gradflow.integrate(found["bowl"], found["start"], flow=found["Walled"](0.3), method="rkc", t_max=1.0)
+    with pytest.raises(gradflow.errors.InvalidInputError, match="behind the wall"):
+        gradflow.integrate(
+            found["bowl"],
+            0 * found["start"],
+            flow=found["Walled"](0.3),
+            method=found["WalledEuler"](),
+            t_max=1.0,
+        )
+    with pytest.raises(gradflow.errors.InvalidInputError, match="made for the flow 'walled'"):
+        gradflow.integrate(found["bowl"], found["start"], method=found["WalledEuler"](), t_max=1.0)

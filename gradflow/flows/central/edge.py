@@ -49,12 +49,12 @@ class Constraint:
     @cached_property
     def alpha(self) -> np.ndarray:
         """Ṙ without an oscillation, shape (m,)."""
-        return to_numpy(self.gradients.T @ self.free)
+        return to_numpy(self.gradients.double().T @ self.free.double())
 
     @cached_property
     def beta(self) -> np.ndarray:
         """What X adds to Ṙ, shape (m, m)."""
-        return to_numpy(self.gradients.T @ self.drifts)
+        return to_numpy(self.gradients.double().T @ self.drifts.double())
 
     def velocity(self, x: np.ndarray) -> Tensor:
         """Return dz/dt with the covariance x."""
@@ -153,8 +153,8 @@ def aligned(
 ) -> tuple[Tensor, np.ndarray]:
     """Choose r directions among eigenvectors as near as can be to former ones.
 
-    These are eigenvectors of the r largest eigenvalues, turned within their span. Where the last of them is hardly larger
-    than the next, those of its cluster are combined so that the span is nearest to the former one.
+    These are eigenvectors of the r largest eigenvalues, turned within their span. Where the last of them is hardly
+    larger than the next, those of its cluster are combined so that the span is nearest to the former one.
 
     Parameters
     ----------

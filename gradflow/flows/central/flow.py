@@ -213,6 +213,11 @@ class CentralFlow(Flow):
         least = self.threshold if euler else 2 - 2 * self.edge_tol
         values, vectors = self.tracked(point, least)
         k = int(np.sum(values > least))
+        if k > self.max_active:
+            raise NumericalFailure(
+                Status.TOO_MANY_ACTIVE,
+                f"{k} eigenvalues are at the edge, and max_active is {self.max_active}",
+            )
         critical = self.constraint(point, vectors[:, :k], np.diag(values[:k])) if k else None
         free = self.free(point) if critical is None else critical.free
         if euler:
@@ -262,12 +267,7 @@ class CentralFlow(Flow):
         while True:
             values, vectors = self.spectrum(point, k)
             above = int(np.sum(values > least))
-            if above > self.max_active:
-                raise NumericalFailure(
-                    Status.TOO_MANY_ACTIVE,
-                    f"{above} eigenvalues are at the edge, and max_active is {self.max_active}",
-                )
-            if len(values) == P or above + BUFFER <= len(values):
+            if above > self.max_active or len(values) == P or above + BUFFER <= len(values):
                 return values, vectors
             k = above + BUFFER
 
@@ -295,11 +295,8 @@ class CentralFlow(Flow):
         """Return what the flow predicts of the iterates."""
         edge = self.edge(point)
         modes = np.zeros(min(self.max_active, len(point.theta)))
-        loss, square, quartic = (
-            point.loss,
-            float(torch.linalg.vector_norm(point.gradient, dtype=torch.float64)) ** 2,
-            0.0,
-        )
+        loss, quartic = point.loss, 0.0
+        square = float(torch.linalg.vector_norm(point.gradient, dtype=torch.float64)) ** 2
         if edge.active is not None:
             critical, x = edge.active
             U, HU = to_numpy(critical.basis), to_numpy(critical.images)

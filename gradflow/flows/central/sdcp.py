@@ -16,13 +16,12 @@ import numpy as np
 TOLERANCE = 1e-10
 #: Eigenvalues of β below this, relative to the largest, count as zero.
 RANK = 1e-13
-#: Steps of Newton's method in all.
-MAX_ITERATIONS = 400
+#: Steps of Newton's method, and multipliers, in all.
+MAX_ITERATIONS, MAX_MULTIPLIERS = 1000, 40
 
-TRACE = False
-SEQ = lambda o: 1e-11
-INNER = 1000
-EPSILON = 1e-11  # weight of the distance to the last iterate, which chooses where X isn't unique
+_GOAL = 1e-12  # residual at which the iteration ends
+_STIFFEST = 1e3  # largest weight σ of the constraint
+_CLOSEST = 1e-11  # smallest weight ε of the distance to the last iterate
 
 
 @dataclass(frozen=True)
@@ -172,89 +171,80 @@ class _Problem:
         return -self.vectors @ (inverse * (self.vectors.T @ self.alpha))
 
     def _augmented_lagrangians(self, x: np.ndarray) -> tuple[np.ndarray, bool, int]:
-        """Minimise q(X) + ‖Π₊(S − σX)‖²/2σ over all X, S ← Π₊(S − σX), σ growing, until both are solutions."""
-        n, sigma, outer = 0, 1.0, 0
+        """Minimise the proximal augmented Lagrangian over X, take S ← Π₊(S − σX), and so on until X and S fit.
+
+        Rockafellar, Math. Oper. Res. 1 (1976): it converges for any weights σ > 0, ε > 0, the faster the larger σ and
+        the smaller ε. Without a solution X grows for ever, in a direction that proves it.
+        """
+        weight, epsilon, n = 1.0, 1e-3, 0
         slack = _positive_part(self.alpha + self.beta @ x)
         best, least = x, np.inf
-        while n < MAX_ITERATIONS:
-            self.epsilon = SEQ(outer)
-            outer += 1
-            x, n = self._newton(x, slack, sigma, n)
+        for _ in range(MAX_MULTIPLIERS):
+            sigma = weight / float(np.clip(np.linalg.norm(x), 1.0, 1e2))
+            x, n = self._newton(_Multiplier(slack, x, sigma, epsilon), n)
             w = slack - sigma * x
             slack = _positive_part(w)
-            x = (slack - w) / sigma
+            x = (slack - w) / sigma  # now ⟨X, S⟩ = 0
             residual = self.residual(x)
             if residual < least:
                 best, least = x, residual
-            if TRACE:
-                print(n, sigma, residual, np.linalg.norm(x))
-            if residual <= 1e-12:
+            if residual <= _GOAL:
                 break
-            if self._proves_unsolvable(x):
+            if epsilon == _CLOSEST and self._falls_for_ever(x):
                 return x, False, n
-            sigma = min(10 * sigma, 1e3)
+            weight, epsilon = min(10.0 * weight, _STIFFEST), max(0.1 * epsilon, _CLOSEST)
         return best, True, n
 
-    def _newton(self, x: np.ndarray, slack: np.ndarray, sigma: float, n: int) -> tuple[np.ndarray, int]:
-        """Minimise q(X) + ‖Π₊(S − σX)‖²/2σ + ½ε‖X − X₀‖², which is convex, by Newton's method."""
-        here = self._lagrangian(x, x, slack, sigma)
-        x0 = x
-        n0 = n
-        while n < MAX_ITERATIONS and n - n0 < INNER and not here.is_minimal(slack):
+    def _newton(self, given: _Multiplier, n: int) -> tuple[np.ndarray, int]:
+        """Minimise an augmented Lagrangian, which is convex, by Newton's method with a line search."""
+        x = given.last
+        here = self._lagrangian(x, given)
+        while n < MAX_ITERATIONS and not here.is_minimal:
             n += 1
-            step = -np.linalg.solve(self._hessian(here, sigma), here.gradient)
+            step = -np.linalg.solve(self._hessian(here, given), here.gradient)
             slope, fraction = here.gradient @ step, 1.0
-            while fraction > 1e-9:
-                there = self._lagrangian(x + fraction * step, x0, slack, sigma)
+            while fraction > 1e-15:
+                there = self._lagrangian(x + fraction * step, given)
                 falls = there.value <= here.value + 1e-4 * fraction * slope
-                if falls or there.gradient @ step <= 0.0:  # the latter is safe from rounding
+                if falls or there.gradient @ step <= 0.0:  # which means the same, and rounding can't hide it
                     break
                 fraction /= 2
             else:
                 break
-            if TRACE:
-                print(
-                    "   ",
-                    n,
-                    fraction,
-                    np.linalg.norm(there.gradient),
-                    there.rounding,
-                    np.linalg.norm(there.slack - slack),
-                    np.linalg.norm(step),
-                    there.value - here.value,
-                )
             x, here = x + fraction * step, there
         return x, n
 
-    def _lagrangian(self, x: np.ndarray, x0: np.ndarray, slack: np.ndarray, sigma: float) -> _Lagrangian:
-        mu, W = np.linalg.eigh(smat(slack - sigma * x))
+    def _lagrangian(self, x: np.ndarray, given: _Multiplier) -> _Lagrangian:
+        """Evaluate ½⟨X, β[X]⟩ + ⟨A, X⟩ + ‖Π₊(S − σX)‖²/2σ + ½ε‖X − X₀‖²."""
+        sigma, epsilon = given.sigma, given.epsilon
+        mu, W = np.linalg.eigh(smat(given.slack - sigma * x))
         positive = np.maximum(mu, 0.0)
-        force, move, slack = self.beta @ x, x - x0, svec((W * positive) @ W.T)
+        slack, force, move = svec((W * positive) @ W.T), self.beta @ x, x - given.last
         value = (
-            x @ (0.5 * force + self.alpha)
-            + positive @ positive / (2 * sigma)
-            + 0.5 * self.epsilon * move @ move
+            x @ (0.5 * force + self.alpha) + positive @ positive / (2 * sigma) + 0.5 * epsilon * move @ move
         )
-        gradient = force + self.alpha - slack + self.epsilon * move
-        rounding = 1e-14 * float(np.linalg.norm(self.alpha) + np.linalg.norm(force) + np.linalg.norm(slack))
-        rounding += 1e-15 * sigma * float(np.linalg.norm(x))
-        return _Lagrangian(value, gradient, rounding, slack, mu, W)
+        gradient = force + self.alpha - slack + epsilon * move
+        length = np.linalg.norm
+        rounding = 1e-14 * (length(self.alpha) + length(force) + length(slack)) + 1e-15 * sigma * length(x)
+        is_minimal = bool(length(gradient) <= rounding + 1e-3 * length(slack - given.slack))
+        return _Lagrangian(float(value), gradient, mu, W, is_minimal)
 
-    def _hessian(self, at: _Lagrangian, sigma: float) -> np.ndarray:
-        """Return β + σΠ₊′ + ε, with Löwner's divided differences of the positive part."""
+    def _hessian(self, at: _Lagrangian, given: _Multiplier) -> np.ndarray:
+        """Return β + σΠ₊′ + ε, with Löwner's divided differences (μ₊ − ν₊)/(μ − ν) for Π₊′."""
         i, j, _ = _triangle(len(self.alpha))
-        positive, gap = np.maximum(at.mu, 0.0), np.abs(at.mu[i]) + np.abs(at.mu[j])
-        same = at.mu[i] * at.mu[j] > 0
-        mixed = np.divide(positive[i] + positive[j], gap, out=np.ones_like(gap), where=gap > 0)
-        slopes = np.where(same, np.where(at.mu[i] > 0, 1.0, 0.0), mixed)
+        mu, nu = at.mu[i], at.mu[j]
+        sizes = np.abs(mu) + np.abs(nu)
+        rising = np.maximum(mu, 0.0) + np.maximum(nu, 0.0)
+        slopes = np.divide(rising, sizes, out=np.ones_like(sizes), where=sizes > 0)  # 0, 1, or between
         K = _congruence(at.vectors)
-        hessian = self.beta + sigma * (K * slopes) @ K.T
-        hessian[np.diag_indices_from(hessian)] += self.epsilon
+        hessian = self.beta + given.sigma * (K * slopes) @ K.T
+        hessian[np.diag_indices_from(hessian)] += given.epsilon
         return hessian
 
-    def _proves_unsolvable(self, x: np.ndarray) -> bool:
-        """Whether X ⪰ 0 is a direction in which q falls for ever."""
-        return bool(self.alpha @ x < 0 and np.linalg.norm(self.beta @ x) <= -1e-8 * (self.alpha @ x))
+    def _falls_for_ever(self, x: np.ndarray) -> bool:
+        """Whether nothing stops the objective from falling along X ⪰ 0, to the accuracy of ε."""
+        curvature, fall = x @ self.beta @ x, -self.alpha @ x
+        return bool(curvature <= 0.1 * _CLOSEST * x @ x and fall >= 10.0 * curvature)
 
     # ------------------------------------------------------------------ what was found
 
@@ -284,21 +274,24 @@ class _Problem:
 
 
 @dataclass(frozen=True)
+class _Multiplier:
+    """What an augmented Lagrangian is made with: S, the last X, and the weights σ and ε."""
+
+    slack: np.ndarray
+    last: np.ndarray
+    sigma: float
+    epsilon: float
+
+
+@dataclass(frozen=True)
 class _Lagrangian:
-    """The augmented Lagrangian at a point: Π₊(S − σX) is `slack`, S − σX has eigenvalues `mu`."""
+    """An augmented Lagrangian at a point, with the eigenpairs of S − σX there."""
 
     value: float
     gradient: np.ndarray
-    rounding: float
-    slack: np.ndarray
     mu: np.ndarray
     vectors: np.ndarray
-
-    def is_minimal(self, before: np.ndarray) -> bool:
-        """Whether the gradient is small beside what the multiplier changes by."""
-        return bool(
-            np.linalg.norm(self.gradient) <= self.rounding + 1e-3 * np.linalg.norm(self.slack - before)
-        )
+    is_minimal: bool
 
 
 def _positive_part(v: np.ndarray) -> np.ndarray:

@@ -42,8 +42,10 @@ _KRYLOV = 0.1
 _LEAVES = 1e-3
 #: What a step that the Krylov space can't resolve is shortened by.
 _SHORTER = 0.8
-#: Slack below which a direction may enter before it is at the edge.
-_NEAR = 5e-3
+#: Slack below which a direction is near the edge.
+_NEAR = 0.1
+#: Part of the gap that the critical eigenvalues would move by in a step, beyond which directions may come and go.
+_MOVES = 0.1
 #: Part of a step within which a direction that leaves isn't waited for.
 _SOON = 0.1
 #: Squared cosine of the angle by which the critical subspace may turn in a step, at least.
@@ -72,6 +74,26 @@ class Landed:
     quotient: np.ndarray
     below: float
     turn: float
+
+
+@dataclass(frozen=True)
+class Directions:
+    """The directions that a step works with.
+
+    Attributes
+    ----------
+    constraint : Constraint or None
+        None below the edge.
+    x : ndarray
+        X at the step's start.
+    stay : bool
+        All of them stay at the edge. Else they may come and go, by a complementarity problem for the whole step, which
+        is of first order where they do.
+    """
+
+    constraint: Constraint | None
+    x: np.ndarray
+    stay: bool
 
 
 @dataclass(frozen=True)
@@ -139,22 +161,52 @@ class Attempt:
 
     def within(self, h: float) -> StepResult:
         """Return a step of at most h."""
-        critical, active = self.edge.critical, self.edge.active
-        exact = critical is None or active is None or critical.basis.shape == active[0].basis.shape
+        directions = self.directions(h)
         for _ in range(_LOCATIONS):
-            trial = Trial(self, h, exact=exact)
+            trial = Trial(self, h, directions)
             if not trial.landed:
                 break
             h = trial.h
-            part = self._part_to_exit(trial) if exact else 1.0
+            part = self._part_to_exit(trial) if directions.stay else 1.0
             if part < _SOON:  # in all likelihood it would be back as soon
-                exact = False
+                directions = self.movable()
                 continue
             part = min(part, self._part_to_entry(trial))
             if part >= 1:
                 return self._result(trial)
             h *= min(0.95, max(0.02, part))
         return StepResult(self.point.z, error=math.inf, state=self.state, h=h)
+
+    def directions(self, h: float) -> Directions:
+        """Return the directions that a step of h works with: those that oscillate, or more, which may come and go.
+
+        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other, at a rate of the
+        critical eigenvalues' own over the gap. Steps that followed this would be as short as the gap; with all of them
+        in one set of directions it is a part of the complementarity problem.
+        """
+        critical, active = self.edge.critical, self.edge.active
+        if critical is None or active is None:
+            return Directions(None, np.zeros(0), stay=True) if critical is None else self.movable()
+        r = self.edge.n_active
+        gap = 2 - self.edge.values[r] if len(self.edge.values) > r else math.inf
+        if r < critical.basis.shape[1] or (
+            gap < _NEAR and h * float(np.abs(active[0].alpha).max()) > _MOVES * gap
+        ):
+            return self.movable()
+        return Directions(active[0], svec(np.diag(active[1])), stay=True)
+
+    def movable(self) -> Directions:
+        """Return all directions at or near the edge."""
+        edge, flow = self.edge, self.flow
+        assert edge.solution is not None
+        n = int(np.sum(edge.values > 2 - _NEAR))
+        X, x = np.zeros((n, n)), smat(edge.solution.x)
+        X[: len(x), : len(x)] = x
+        constraint = self.point.work(
+            "near the edge",
+            lambda: flow.constraint(self.point, edge.vectors[:, :n], np.diag(edge.values[:n])),
+        )
+        return Directions(constraint, svec(X), stay=False)
 
     def _part_to_entry(self, trial: Trial) -> float:
         """Return the part of the step after which an eigenvalue that was below the edge reaches it; 1 if none does."""
@@ -177,7 +229,7 @@ class Attempt:
         return float(least / (least - (after.min() + allowed / 2)))
 
     def _result(self, trial: Trial) -> StepResult:
-        end = self._entered(trial) or trial.end.point
+        end = trial.end.point
         return StepResult(
             end.z,
             trial.at,
@@ -187,26 +239,6 @@ class Attempt:
             end=end,
             events=self.happened(end),
         )
-
-    def _entered(self, trial: Trial) -> Point | None:
-        """Return the end of the step with more directions at the edge, if they enter within the tolerance of the step.
-
-        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other ever faster.
-        Steps that follow this would be as short as the gap. Where the way to the edge is shorter than the error that a
-        step may have, the way is taken; unless the direction then leaves at once.
-        """
-        if trial.constraint is None:
-            return None
-        flow, point, r = self.flow, trial.end.point, trial.r
-        values, vectors = flow.tracked(point, 2 + flow.edge_tol, r)
-        n = int(np.sum(2 - values <= min(_NEAR, self.tol / way(trial.constraint))))
-        if n <= r:
-            return None
-        constraint = flow.constraint(point, vectors[:, :n], np.diag(values[:n]))
-        landed = trial.land(point.z, constraint, trial.tight(constraint), exact=True)
-        if landed is None or self.length(landed.point.z - point.z) > self.tol:
-            return None
-        return landed.point if flow.edge(landed.point).n_active > r else None
 
     def happened(self, end: Point) -> tuple[str, ...]:
         """Return which of the method's events happened between here and a point."""
@@ -230,9 +262,7 @@ class Trial:
     attempt : Attempt
     h : float
         Its size at most.
-    exact : bool
-        All critical directions stay at the edge, and none leaves. Else they may, at the cost of an error of O(h²) where
-        one does.
+    directions : Directions
 
     Attributes
     ----------
@@ -247,22 +277,17 @@ class Trial:
     constraint : Constraint or None
         That of the critical directions, with gradients and drifts of the middle of the step.
     x, x1 : ndarray
-        X in the middle of the step, and at the first stage, where it may be no covariance if the trial is exact.
+        X in the middle of the step, and at the first stage, where it may be no covariance if all directions stay.
     landed : bool
         Whether the edge was reached.
     """
 
-    def __init__(self, attempt: Attempt, h: float, *, exact: bool) -> None:
+    def __init__(self, attempt: Attempt, h: float, directions: Directions) -> None:
         self._attempt, self._flow = attempt, attempt.flow
         point, edge = attempt.point, attempt.edge
         self._z, self._field = point.z, point.field
         self._stiff: StiffPart = point.work("stiff part", lambda: StiffPart(self._flow, point))
-        self._exact = exact
-        constraint, self.x = None, np.zeros(0)
-        if exact and edge.active is not None:
-            constraint, self.x = edge.active[0], svec(np.diag(edge.active[1]))
-        elif not exact and edge.critical is not None and edge.solution is not None:
-            constraint, self.x = edge.critical, edge.solution.x
+        self._stay, constraint, self.x = directions.stay, directions.constraint, directions.x
         self.r = 0 if constraint is None else constraint.basis.shape[1]
         self.x1 = np.zeros(0)
         self._F = edge.velocity
@@ -289,7 +314,7 @@ class Trial:
             F1 = flow.free(first.point)
         else:
             there = flow.constraint(first.point, first.basis, first.quotient)
-            self.x1 = there.unconstrained() if self._exact else self._complementary(there)
+            self.x1 = there.unconstrained() if self._stay else self._complementary(there)
             F1 = there.velocity(self.x1)
             constraint, self.x = constraint.mean(there), (self.x + self.x1) / 2
         self.constraint = constraint
@@ -333,15 +358,13 @@ class Trial:
         least = max(_LEAST_SLACK * tol, min(tol, _ROUNDING * torch.finfo(self._z.dtype).eps))
         return max(least, min(tol, _KRYLOV * self._attempt.tol / way(constraint)))
 
-    def land(
-        self, z: Tensor, constraint: Constraint | None, tol: float, s: float = 1.0, *, exact: bool = False
-    ) -> Landed | None:
+    def land(self, z: Tensor, constraint: Constraint | None, tol: float, s: float = 1.0) -> Landed | None:
         """Go to the edge along the drifts; None if it isn't reached.
 
-        To R = 0, or where directions may have left, to 0 ⪯ Y ⟂ R ⪰ 0 with the sum Y of X over the part s of the step,
+        To R = 0, or where directions may come and go, to 0 ⪯ Y ⟂ R ⪰ 0 with the sum Y of X over the part s of the step,
         the way to the edge included.
         """
-        flow, last, exact = self._flow, math.inf, exact or self._exact
+        flow, last = self._flow, math.inf
         Y = s * self.h * self.x
         r = 0 if constraint is None else constraint.basis.shape[1]
         for _ in range(_PROJECTIONS):
@@ -354,7 +377,7 @@ class Trial:
             PU = constraint.images / 2  # HU = 2PU at the edge
             basis, quotient = aligned(vectors, PU, values, r, _CLUSTER)
             slack = svec(2 * np.eye(r) - quotient)
-            if exact:
+            if self._stay:
                 change = -np.linalg.lstsq(constraint.beta, slack, rcond=None)[0]
             else:
                 change = solve(slack - constraint.beta @ Y, constraint.beta).x - Y
@@ -367,7 +390,7 @@ class Trial:
             if size > _SHRINKS * last:
                 return None
             last, z = size, z + constraint.along(change)
-            Y = Y if exact else Y + change
+            Y = Y if self._stay else Y + change
         return None
 
 
