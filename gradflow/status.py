@@ -55,7 +55,8 @@ class Status(Enum):
         "no_multiplier",
         False,
         "The central flow has no solution here: an eigenvalue at the edge would go on rising whatever the oscillation "
-        "(its gradient vanishes, or the learning rate rises). Take flow='rod' or 'edge', or a smaller learning rate.",
+        "(its gradient vanishes, or nearly so, or the learning rate rises). Take flow='rod' or 'edge', or a smaller "
+        "learning rate.",
     )
     TOO_MANY_ACTIVE = (
         "too_many_active",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -16,8 +17,6 @@ from gradflow.spectrum import Eigenpairs
 from gradflow.variable import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gradflow.flows.field import Field
     from gradflow.flows.point import Point
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,8 +16,6 @@ from gradflow.spectrum import Eigenpairs
 from gradflow.variable import Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from gradflow.flows.point import Point
 
 #: The least |1 − ηλ| of a velocity: where ηλ = 1 a component decays to this part of itself in a step, not to 0.

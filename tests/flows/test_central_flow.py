@@ -55,7 +55,7 @@ def on_edge(k, n, seed, t):
 # ---------------------------------------------------------------------- the numerics
 
 
-@pytest.mark.parametrize(("k", "n", "seed", "t"), [(1, 4, 0, 20.0), (2, 6, 3, 30.0), (3, 9, 0, 25.0)])
+@pytest.mark.parametrize(("k", "n", "seed", "t"), [(1, 4, 0, 20.0), (2, 6, 1, 25.0), (3, 9, 0, 25.0)])
 def test_the_projected_scheme_is_of_second_order(k, n, seed, t):
     loss, start = on_edge(k, n, seed, t)
     exact = central(loss, start, 12.0, save_at=[12.0], rtol=1e-8, atol=1e-11).theta.values[-1]
@@ -70,22 +70,22 @@ def test_the_projected_scheme_is_of_second_order(k, n, seed, t):
 
 def test_the_error_follows_the_tolerance_across_entries():
     loss, start = valley(3, 9)
-    exact = central(loss, start, 60.0, save_at=[60.0], rtol=1e-7).theta.values[-1]
+    exact = central(loss, start, 60.0, save_at=[60.0], rtol=1e-5).theta.values[-1]
     errors = [
         np.linalg.norm(central(loss, start, 60.0, save_at=[60.0], rtol=rtol).theta.values[-1] - exact)
-        for rtol in (1e-3, 1e-5)
+        for rtol in (1e-3, 1e-4)
     ]
-    assert errors[0] < 1e-2
-    assert errors[1] < 1e-4
+    assert errors[0] < 3e-3
+    assert errors[1] < 3e-4
 
 
-@pytest.mark.parametrize("substeps", [4, 16])
+@pytest.mark.parametrize("substeps", [1, 4])
 def test_the_authors_scheme_converges_to_the_same(substeps):
-    loss, start = valley(2, 6, 3)
-    exact = central(loss, start, 30.0, save_at=[30.0], rtol=1e-6)
-    euler = central(loss, start, 30.0, save_at=[30.0], scheme="euler", substeps=substeps)
+    loss, start = valley(2, 6, 1)
+    exact = central(loss, start, 20.0, save_at=[20.0], rtol=1e-5)
+    euler = central(loss, start, 20.0, save_at=[20.0], scheme="euler", substeps=substeps)
     assert euler.attrs["method"] == "central-euler"
-    assert int(euler.step[-1]) == substeps * 300
+    assert int(euler.step[-1]) == substeps * 200
     assert np.linalg.norm(euler.theta.values[-1] - exact.theta.values[-1]) < 8e-3 / substeps
     assert float(euler.sigma_trace[-1]) == pytest.approx(float(exact.sigma_trace[-1]), rel=0.04 / substeps)
 
@@ -104,7 +104,7 @@ def test_at_the_edge_the_loss_falls_by_the_square_of_the_speed():
     """L(0) − L(τ) = ∫ ‖dw/dτ‖² dτ; the largest eigenvalue stays at the edge; Σ lies in the critical directions."""
     loss, start = valley(3, 9)
     run = central(
-        loss, start, 40.0, save_every=0.05, rtol=1e-6, n_eigs=4,
+        loss, start, 40.0, save_every=0.05, n_eigs=4,
         observe={"speed": lambda point: point.velocity.norm()},
     )  # fmt: skip
     assert run.edge_residual.max() <= 1e-5
@@ -116,10 +116,10 @@ def test_at_the_edge_the_loss_falls_by_the_square_of_the_speed():
 
 
 def test_it_is_the_same_in_other_orthonormal_coordinates():
-    loss, start = valley(2, 6, 3)
+    loss, start = valley(2, 6, 1)
     g = torch.Generator("cpu").manual_seed(1)
     turn = torch.linalg.qr(torch.randn(len(start), len(start), generator=g, dtype=double))[0]
-    other, _ = valley(2, 6, 3, turn)
+    other, _ = valley(2, 6, 1, turn)
     a, b = (central(f, start, 40.0, save_every=10.0, rtol=1e-6) for f in (loss, other))
     assert b.theta.values @ turn.numpy() == pytest.approx(a.theta.values, abs=1e-5)
     assert b.sigma_eigenvalue.values == pytest.approx(a.sigma_eigenvalue.values, abs=1e-5)
@@ -128,32 +128,33 @@ def test_it_is_the_same_in_other_orthonormal_coordinates():
 def test_it_follows_a_network_beyond_the_edge():
     """The mean of gradient descent's loss over its oscillation, at every record after the first cycles."""
     train, _, theta = chebyshev()
-    lr, t_max = 0.1, 200.0
+    lr, t_max = 0.4, 240.0
     gd = gradflow.integrate(
-        train, theta, method="gd", lr=lr, t_max=t_max, n_eigs=1, eigs_every=5.0, midpoint=True
+        train, theta, method="gd", lr=lr, t_max=t_max, n_eigs=1, eigs_every=gradflow.steps(10), midpoint=True
     )
-    run = gradflow.integrate(train, theta, flow="central", lr=lr, t_max=t_max, save_every=5.0, n_eigs=1)
+    run = gradflow.integrate(train, theta, flow="central", lr=lr, t_max=t_max, save_every=4.0, n_eigs=1)
     assert run.n_active.max() >= 1
     found = gradflow.compare(gd, run, smooth=50)
-    flow = gradflow.integrate(train, theta, t_max=t_max, save_every=5.0, n_eigs=1)
+    flow = gradflow.integrate(train, theta, t_max=t_max, save_every=4.0, n_eigs=1)
     other = gradflow.compare(gd, flow, smooth=50)
     assert float(found.mean_loss_error) < 0.05
     assert float(found.mean_midpoint_distance) < 0.2 * float(other.mean_midpoint_distance)
 
 
-@pytest.mark.parametrize("name", ["layernorm", "conv"])
+@pytest.mark.parametrize("name", ["layer-norm", "conv"])
 def test_third_derivatives_agree_with_differences(name):
     case = zoo.make(name)
-    theta = case.loss.parameters()
+    loss = gradflow.LossFunction(case.dataset, case.criterion, case.net)
+    theta = loss.parameters()
     g = torch.Generator("cpu").manual_seed(0)
     U = torch.linalg.qr(torch.randn(len(theta), 3, generator=g, dtype=double))[0]
-    point = Field(case.loss).at(theta)
+    point = Field(loss).at(theta)
     T, differences = (third_derivatives(point, U, how) for how in ("reverse", "difference"))
     assert T == pytest.approx(differences, rel=1e-5, abs=1e-7 * float(T.abs().max()))
 
 
 def test_differences_of_products_can_take_the_place_of_third_derivatives():
-    loss, start = valley(2, 6, 3)
+    loss, start = valley(2, 6, 1)
     a, b = (central(loss, start, 30.0, save_at=[30.0], third=third) for third in ("reverse", "difference"))
     assert b.theta.values == pytest.approx(a.theta.values, abs=1e-6)
     assert int(a.n_third[-1]) > 0
@@ -162,9 +163,8 @@ def test_differences_of_products_can_take_the_place_of_third_derivatives():
 
 
 def test_float32_keeps_to_the_edge():
-    loss, start = valley(2, 6, 3)
-    cast = lambda w: loss(w.double()).float()  # noqa: E731
-    run = central(cast, start.float(), 30.0, save_every=3.0)
+    loss, start = valley(2, 6, 1)
+    run = central(lambda w: loss(w.double()).float(), start.float(), 30.0, save_every=3.0)
     assert run.attrs["status"] == "t_max"
     assert int(run.n_active[-1]) == 2
     assert run.edge_residual.max() <= 2e-5
@@ -193,7 +193,7 @@ def test_entries_and_exits_are_records_with_all_quantities():
 
 
 def test_the_record_says_what_was_predicted():
-    loss, start = on_edge(2, 6, 3, 30.0)
+    loss, start = on_edge(2, 6, 1, 25.0)
     run = central(loss, start, 5.0, save_every=1.0, n_eigs=2)
     σ2 = run.sigma_eigenvalue.values
     assert σ2.shape[1] == len(start)
@@ -225,11 +225,11 @@ def test_observing_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"scheme": "euler"}, {"rule": "rmsprop", "warmup_steps": 5, "lr": 0.02}]
+    "options", [{}, {"scheme": "euler"}, {"rule": "rmsprop", "warmup_steps": 20, "lr": 0.01}]
 )
 def test_a_resumed_run_is_the_same(tmp_path, options):
-    loss, start = valley(2, 6, 3)
-    t_max = 60.0 if "rule" in options else 20.0
+    loss, start = valley(2, 6, 1)
+    start, t_max = (start + 0.1, 60.0) if "rule" in options else (start, 15.0)
     settings = {"flow": "central", "lr": LR, "t_max": t_max, "save_every": t_max / 40} | options
     whole = gradflow.integrate(loss, start, **settings)
     out = tmp_path / "run.nc"
@@ -268,7 +268,7 @@ def test_a_scheduler_is_the_schedule_that_it_describes():
     )
     assert by_scheduler.theta.values == pytest.approx(by_function.theta.values, abs=1e-6)
     steps = by_function.state.values[:, -1]
-    assert steps[-1] == pytest.approx(400, rel=1e-2)  # 150 to step 200, 2.5·… beyond: τ = ∫ η
+    assert steps[-1] == pytest.approx(400, rel=1e-3)  # τ = 15 after 200 steps, and 0.05 a step from there
 
 
 def test_rmsprop_counts_steps_of_the_optimiser():
@@ -289,10 +289,10 @@ def test_rmsprop_counts_steps_of_the_optimiser():
 
 def test_a_start_above_the_edge_is_refused_and_a_warm_up_helps():
     loss = lambda w: 0.5 * w[1] * w[0] ** 2 + 0.025 * (w[1] - 22) ** 2  # noqa: E731
-    start = torch.tensor([0.9, 20.5], dtype=double)
+    start = torch.tensor([0.9, 20.2], dtype=double)
     with pytest.raises(InvalidInputError, match=r"ηλ₁.* ≤ 2, got 2\.\d+.*warmup_steps"):
         central(loss, start, 1.0)
-    run = central(loss, start, 1.0, warmup_steps=5)
+    run = central(loss, start, 1.0, warmup_steps=12)
     assert float(run.edge_residual[0]) <= 1e-5
 
 
@@ -354,7 +354,7 @@ def test_methods_that_know_no_constraint_are_refused(method):
         ({"lr": 0.1, "scheduler": "ReduceLROnPlateau()"}, InvalidInputError, "the step alone"),
         ({"lr": lambda t: -1.0}, InvalidInputError, r"lr\(step\) > 0"),
         ({"lr": lambda t: "x"}, InvalidTypeError, r"lr\(step\) to return a number"),
-        ({"lr": 0.1, "substep": 3}, UnknownOptionError, "substeps"),
+        ({"lr": 0.1, "substep": 3}, UnknownOptionError, "has no option 'substep'"),
         ({}, InvalidTypeError, "needs lr"),
     ],
 )

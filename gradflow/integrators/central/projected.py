@@ -38,6 +38,8 @@ _LEAST_SLACK = 1e-3
 _ROUNDING = 40.0
 #: Part of the tolerance that the Krylov error and the way to the edge may each have.
 _KRYLOV = 0.1
+#: Steps of the optimiser than which no step need be shorter.
+_SHORTEST = 1e-8
 #: Part of the largest variance that a negative one may have where its direction leaves.
 _LEAVES = 1e-3
 #: What a step that the Krylov space can't resolve is shortened by.
@@ -175,14 +177,16 @@ class Attempt:
             if part >= 1:
                 return self._result(trial)
             h *= min(0.95, max(0.02, part))
+        if h < _SHORTEST * self.method.first_size(self.point, self.state):
+            raise NumericalFailure(Status.NO_MULTIPLIER, f"steps of {h:.3g} are too long to keep to the edge")
         return StepResult(self.point.z, error=math.inf, state=self.state, h=h)
 
     def directions(self, h: float) -> Directions:
         """Return the directions that a step of h works with: those that oscillate, or more, which may come and go.
 
-        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other, at a rate of the
-        critical eigenvalues' own over the gap. Steps that followed this would be as short as the gap; with all of them
-        in one set of directions it is a part of the complementarity problem.
+        As an eigenvalue comes near the edge, its eigenvector and the critical ones turn into each other, the faster the
+        narrower the gap. Steps that followed this would be as short as the gap; with all of them in one set of
+        directions it is a part of the complementarity problem.
         """
         critical, active = self.edge.critical, self.edge.active
         if critical is None or active is None:
@@ -246,12 +250,14 @@ class Attempt:
         return ("enter",) if change > 0 else ("leave",) if change < 0 else ()
 
     def length(self, difference: Tensor) -> float:
-        """Return the length of a difference of states in units of w: that of ν relative to ν, as of w."""
+        """Return the length of a difference of states in units of w: ν relative to its length, t to 1 + t, as of w."""
         flow, z = self.flow, self.point.z
-        n = len(flow.state(z)) - flow.optimizer.clock
-        ν = norm(flow.state(z)[:n]) if n else 0.0
-        of_nu = norm(flow.state(difference)[:n]) / ν * (flow.size(z) or 1.0) if ν > 0 else 0.0
-        return max(norm(flow.theta(difference)), of_nu)
+        rule, s, change = flow.optimizer, flow.state(z), flow.state(difference)
+        n = len(s) - rule.clock
+        ν = norm(s[:n])
+        of_nu = norm(change[:n]) / ν if ν > 0 else 0.0
+        of_clock = abs(rule.step(change)) / (1 + rule.step(s))
+        return max(norm(flow.theta(difference)), max(of_nu, of_clock) * (flow.size(z) or 1.0))
 
 
 class Trial:
