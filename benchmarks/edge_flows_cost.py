@@ -56,13 +56,20 @@ def central_costs(work: Path) -> None:
         keep(work / f"cost_central_{k}.json", rows)
 
 
-def edge_costs(work: Path) -> None:
+def whole_costs(work: Path) -> None:
     """Measure the rows of the table of all flows' costs over a whole run, before and after they reach the edge."""
     loss = digits_net()
     for flow, options in {"central": {}, "edge": {}, "rod": {"without_drift": True}, "gradient": {}}.items():
         of_flow = {} if flow == "gradient" else {"flow_options": {"lr": LR, **options}}
         run = gradflow.integrate(
-            loss, flow=flow, method="auto", t_max=T_MAX, save_every=20 * LR, n_eigs=1, progress=False, **of_flow
+            loss,
+            flow=flow,
+            method="auto",
+            t_max=T_MAX,
+            save_every=20 * LR,
+            n_eigs=1,
+            progress=False,
+            **of_flow,
         )
         price = prices(loss, torch.cat([p.detach().flatten() for p in loss.net.parameters()]))
         spent = equivalents(run, price)
@@ -80,7 +87,12 @@ def edge_costs(work: Path) -> None:
 
 
 def followed(
-    loss: gradflow.LossFunction, theta: Tensor | None, start: float, t_max: float, every: int = EVERY, **options: Any
+    loss: gradflow.LossFunction,
+    theta: Tensor | None,
+    start: float,
+    t_max: float,
+    every: int = EVERY,
+    **options: Any,
 ) -> xr.Dataset:
     """Return a run of the central flow, whose options are `options`, with θ at its records."""
     return gradflow.integrate(
@@ -110,7 +122,9 @@ def window(run: xr.Dataset, k: int) -> tuple[float, int]:
 def cost(run: xr.Dataset, price: dict[str, float], reference: xr.Dataset, n_steps: int) -> dict[str, Any]:
     """Return counts and gradient equivalents per step of gradient descent, and the error of the predicted loss."""
     at = reference.predicted_train_loss.drop_duplicates("time").isel(time=slice(1, None))
-    found = run.predicted_train_loss.drop_duplicates("time").reindex(time=at.time, method="nearest", tolerance=1e-6)
+    found = run.predicted_train_loss.drop_duplicates("time").reindex(
+        time=at.time, method="nearest", tolerance=1e-6
+    )
     errors = abs(found.values / at.values - 1)
     per_step = {name: (float(run[name][-1]) - float(run[name][0])) / n_steps for name in COUNTS}
     return {
