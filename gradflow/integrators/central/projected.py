@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradflow.flows import CentralFlow, Point
@@ -35,6 +36,8 @@ _PROJECTIONS, _SHRINKS = 12, 0.7
 _LOCATIONS = 12
 #: Least slack that is asked for, over that of `edge_tol`: eigenvalues aren't more exact.
 _LEAST_SLACK = 1e-3
+#: Machine epsilons of rounding in an eigenvalue of P⁻¹H near 2.
+_ROUNDING = 40.0
 #: Part of the tolerance that the Krylov error and the way to the edge may each have.
 _KRYLOV = 0.1
 #: Steps of the optimiser than which no step need be shorter.
@@ -368,7 +371,8 @@ class Trial:
         tol = self._flow.edge_tol / 2
         if constraint is None:
             return tol
-        return max(_LEAST_SLACK * tol, min(tol, _KRYLOV * self._attempt.tol / way(constraint)))
+        least = max(_LEAST_SLACK * tol, min(tol, _ROUNDING * torch.finfo(self._z.dtype).eps))
+        return max(least, min(tol, _KRYLOV * self._attempt.tol / way(constraint)))
 
     def land(self, z: Tensor, constraint: Constraint | None, tol: float, s: float = 1.0) -> Landed | None:
         """Go to the edge along the drifts; None if it isn't reached.
