@@ -162,7 +162,13 @@ def tables(work: Path) -> dict[str, list[dict[str, object]]]:
         "Gradient equivalents a step: the central flow's schemes": of_central,
         "Gradient equivalents a step: a whole run": of_all,
     }
-    return {heading: rows for heading, rows in found.items() if rows}
+    return {heading: _even(rows) for heading, rows in found.items() if rows}
+
+
+def _even(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Give all rows all columns."""
+    columns = dict.fromkeys(name for row in rows for name in row)
+    return [{name: row.get(name, "") for name in columns} for row in rows]
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
