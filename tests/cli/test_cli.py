@@ -154,6 +154,8 @@ def test_method_options_arrive(method, tmp_path):
         chosen += flag(flags.get(name, name), given[name]) if i % 2 else ["-o", f"{name}={written}"]
     problem = PROBLEM if method != "muon" else ["run", "linear-50-50", "deeplinear", "mse"]  # matrices alone
     end = ["--max-steps", 3] if METHODS[method].discrete else ["--t-max", 0.5]
+    if (flow := METHODS[method].only_for) is not None:
+        end += ["--flow", flow, "-f", "lr=0.1"]
     result = invoke(*problem, "--method", method, *end, "--out", tmp_path / "x.nc", *chosen)
     assert result.exit_code == 0, result.output
     stored = config(tmp_path / "x.nc")["options"]

@@ -24,7 +24,7 @@ class SubSteps(StepSize):
 
 @dataclass(frozen=True)
 class CentralEuler(Integrator):
-    """The central flow by the scheme of Cohen et al. 2024, arXiv:2410.24206: several Euler steps to the optimiser's.
+    """The central flow by the scheme of Cohen et al. 2024, arXiv:2410.24206: several Euler steps to an optimiser's.
 
         z ← z + dt (f(z) + D[X]),     0 ⪯ X ⟂ R + dt (α + β[X]) ⪰ 0,
 
