@@ -188,13 +188,16 @@ def _shown(name: str, value: object) -> object:
     return f"{value:.3g}"
 
 
-NOTES_ON_NETWORKS = """Networks: 1,000 images of CIFAR-10, float32; `fc-tanh` has two hidden layers of 200 units, `cnn-gelu` two
+NOTES_ON_NETWORKS = """\
+Networks: 1,000 images of CIFAR-10, float32; `fc-tanh` has two hidden layers of 200 units, `cnn-gelu` two
 convolutions of 16 channels and stride 2. Gradient descent against flows, all by `method="auto"` with
 the `rtol` given; the rod flow with `without_drift=True`. `loss`: mean relative error of the predicted training loss
 from the crossing on, where gradient descent is smoothed by a Gaussian of 25 steps; `λ₁`: of the sharpness,
 against that at the midpoints; distances are means from the crossing on. `path` is the length of the flow's
 path; counts are per step of gradient descent."""
-NOTES_ON_COST = """Cost: a tanh net with two hidden layers of 24 on 300 digits, mean squared error, float64, η = 2. `error`:
+
+NOTES_ON_COST = """\
+Cost: a tanh net with two hidden layers of 24 on 300 digits, mean squared error, float64, η = 2. `error`:
 the largest relative error of the predicted loss in a window with 1, 2 or 3 critical directions, against the
 projected scheme at rtol 1e-6. An equivalent is a gradient; products with the Hessian and third derivatives
 count at prices that are measured at the same θ (in the JSON file). `eigensolve once a step` is what Euler's
