@@ -144,7 +144,7 @@ RESTS = {
 )  # T6 diagonal, beside the diagonal
 @pytest.mark.parametrize(
     ("name", "scheme"),
-    [*((name, {"rtol": 1e-5}) for name in RESTS), ("T4b pushed", EULER), ("T6 coupled", EULER)],
+    [*((name, {"rtol": 1e-5}) for name in RESTS), ("T4b pushed", EULER)],
 )
 def test_where_the_flow_comes_to_rest(name, scheme):
     problem, last, theta, sigma, loss = RESTS[name]

@@ -54,7 +54,7 @@ def test_its_rules_are_those_of_torch(rule):
 def test_its_velocity_is_half_the_sum_and_the_difference_of_two_steps(rule, amplitude):
     """Of the optimiser's map at c ± a, with the mean of ν; at a small a as a derivative."""
     η = 0.05
-    flow = PeriodTwoFlow(η, rule, beta1=0.8, beta2=0.95, rho_floor=1e-200)
+    flow = PeriodTwoFlow(η, rule, beta1=0.8, beta2=None if rule == "gd" else 0.95, rho_floor=1e-200)
     c, m, q, b, ν = (torch.tensor(x, dtype=double) for x in
                      ([0.7, 0.4], [0.2, -0.1], [0.6, 0.8], [0.3, 0.1], [0.5, 0.2]))  # fmt: skip
     s, powers = torch.tensor([np.log(amplitude)]), torch.tensor([0.3, 0.9], dtype=double)

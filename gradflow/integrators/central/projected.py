@@ -50,7 +50,7 @@ _SHORTER = 0.8
 _NEAR = 0.1
 #: Part of the gap that the critical eigenvalues would move by in a step, beyond which directions may come and go.
 _MOVES = 0.1
-#: Part of a step within which a direction that leaves isn't waited for.
+#: Steps of the optimiser within which a direction that leaves isn't waited for.
 _SOON = 0.1
 #: Squared cosine of the angle by which the critical subspace may turn in a step, at least.
 _TURN = 0.5
@@ -178,7 +178,7 @@ class Attempt:
                 break
             h = trial.h
             part = self._part_to_exit(trial) if directions.stay else 1.0
-            if part < _SOON:  # in all likelihood it would be back as soon
+            if part * h < _SOON * self.method.first_size(self.point, self.state):  # it would be back as soon
                 directions = self.movable()
                 continue
             part = min(part, self._part_to_entry(trial))
