@@ -178,7 +178,8 @@ class Attempt:
                 break
             h = trial.h
             part = self._part_to_exit(trial) if directions.stay else 1.0
-            if part * h < _SOON * self.method.first_size(self.point, self.state):  # it would be back as soon
+            soon = _SOON * self.method.first_size(self.point, self.state)
+            if part < 1 and part * h < soon:  # in all likelihood it would be back as soon
                 directions = self.movable()
                 continue
             part = min(part, self._part_to_entry(trial))
