@@ -84,7 +84,6 @@ FORMS = {
     "T4 commuting": (problems.matrix(commuting=True), 1500, 1e-3, 1e-5, 1e-3, True),
     "T5 scalar RMSProp": (problems.rmsprop_quadratic(), 1500, 1e-4, 1e-8, 1e-4, True),
     "T7 scalar RMSProp": (problems.rmsprop_sliding(), 4000, 2e-5, 1e-11, 1e-8, True),
-    "T8 schedule": (problems.schedule(), 5000, 1e-3, 1e-4, 1e-3, False),
     "T8 entering": (problems.schedule(y0=19.0), 5000, 1e-3, 1e-4, 1e-3, True),
 }
 
@@ -92,7 +91,7 @@ FORMS = {
 @pytest.mark.parametrize("name", FORMS)
 def test_the_projected_scheme_follows_the_closed_form(name):
     problem, last, theta, sigma, loss, events = FORMS[name]
-    run = check(problem, np.linspace(0, last, 41), theta=theta, sigma=sigma, loss=loss, rtol=1e-5)
+    run = check(problem, np.linspace(0, last, 21), theta=theta, sigma=sigma, loss=loss, rtol=1e-5)
     if events:
         check_events(run, problem, tolerance=1.0)
 
@@ -101,8 +100,6 @@ def test_the_projected_scheme_follows_the_closed_form(name):
 EULER_FORMS = {
     "T1 plateau": (problems.plateau(), 400, 1.7e-3, 1e-9, 3e-4),
     "T2 circle": (problems.circle(damping=0.0), 200, 7e-4, 3e-5, 3e-4),
-    "T3 disc": (problems.disc(slope=0.2), 400, 8e-4, 5e-5, 4e-4),
-    "T5 scalar RMSProp": (problems.rmsprop_quadratic(x0=0.2), 700, 5e-5, 1e-10, 1e-7),
     "T8 schedule": (problems.schedule(slope=3.0, T=200.0), 450, 1.2e-3, 1e-7, 4e-3),
 }
 
