@@ -13,6 +13,7 @@ from torch import Tensor
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, UnknownNameError, suggest
 from gradflow.flows.base import Flow
+from gradflow.flows.oscillating import as_rate
 from gradflow.spectrum import Eigenpairs
 from gradflow.variable import Variable
 
@@ -230,9 +231,7 @@ class PeriodTwoFlow(Flow):
 
     def rates(self, point: Point, k: int, tol: float) -> Eigenpairs:
         """Return what its rates are at most while the optimiser is stable or oscillates: it costs nothing."""
-        rate = torch.tensor([FASTEST * self._steps_per_time], dtype=torch.float64, device="cpu")
-        none = torch.zeros_like(rate)
-        return Eigenpairs(rate, point.z.new_empty(len(point.z), 0), none, 0, none == 0, float(rate[0]))
+        return as_rate(FASTEST * self._steps_per_time, point.z)
 
     def measure(self, point: Point) -> dict[str, Any]:
         """Return mean loss and gradient of the two phases, and the amplitude."""

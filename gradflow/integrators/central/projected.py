@@ -287,8 +287,7 @@ class Trial:
         Its size, as asked for or less.
     r : int
         Critical directions.
-    first, end : Landed
-        After the first stage, and at the end.
+    end : Landed
     correction : Tensor
         h φ₂(hJ) r, by which the second stage differs from the first.
     constraint : Constraint or None
@@ -326,7 +325,6 @@ class Trial:
         first = self.land(self._z + stiff.evaluate(Term(1, self.h, self._cF), self._F), constraint, _LOOSE)
         if first is None:
             return False
-        self.first = first
         if constraint is None:
             F1 = flow.free(first.point)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,12 +57,9 @@ class StiffPart:
     def evaluate(self, term: Term, velocity: Tensor) -> Tensor:
         """Return h φₖ(hJ) F for a velocity F and the term of its w-part; φₖ(0) = 1/k! on s."""
         w = self.space.vector(self.space.evaluate(term)) / self._root
-        return torch.cat([w, velocity[self._P :] * (term.h / FACTORIAL[term.k])])
+        return torch.cat([w, velocity[self._P :] * (term.h / math.factorial(term.k))])
 
     def times(self, z: Tensor) -> Tensor:
         """Return J z."""
         w = self._operator @ (self._root * z[: self._P])
         return torch.cat([-w / self._root, torch.zeros_like(z[self._P :])])
-
-
-FACTORIAL = (1, 1, 2)
