@@ -22,6 +22,7 @@ from gradflow.loss.accuracy import Tally
 from gradflow.loss.function import Evaluation
 from gradflow.loss.graphs import GraphLinearization, value_and_gradient
 from gradflow.loss.linearization import Count, Linearization, ThirdDerivative
+from gradflow.loss.probe import normalizes_batches
 from gradflow.loss.tape import Tape, UncapturableError, record, record_stages
 
 if TYPE_CHECKING:
@@ -318,6 +319,8 @@ def obstacle(loss: NetworkLoss, *, any_code: bool) -> str | None:
     modules = _modules(loss)
     if loss.recomputes:
         return "differentiation runs parts of the net again (activation checkpointing)"
+    if normalizes_batches(loss.net):
+        return "batch-norm is in train mode"
     if loss.functions:
         return f"the net has derivatives of its own ({', '.join(loss.functions)})"
     if any(getattr(m, name) for m in modules for name in _HOOKS):

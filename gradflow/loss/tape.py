@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradflow.loss.script import ScriptBuilder
 
 aten = torch.ops.aten
 
@@ -113,28 +114,24 @@ class Tape:
         shared.add(_storage(self.values[slot]))
         return slot
 
-    def replay(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """Compute the outputs from inputs and constants, in this order."""
-        given = [*self.inputs, *self.constants]
-        values: dict[int, Any] = dict(zip(given, tensors, strict=True))
+    def compiled(self) -> Callable[..., tuple[Tensor, ...]]:
+        """Return a function of the inputs that runs the operations in TorchScript's interpreter, without Python."""
+        builder = ScriptBuilder()
+        values: dict[int, Any] = {slot: builder.tensor() for slot in (*self.inputs, *self.constants)}
 
         def read(leaf: Any) -> Any:
             return values[leaf.number] if isinstance(leaf, Slot) else leaf
 
         for operation in self.operations:
-            result = operation.function(*_map(read, operation.args), **_map(read, operation.kwargs))
-            for slot, tensor in zip(_leaves(operation.result), tree_leaves(result), strict=True):
+            result = operation.result
+            made = builder.call(operation.function, _map(read, operation.args), _map(read, operation.kwargs))
+            if isinstance(result, list):
+                made = builder.unpack(made, len(result))
+            for slot, value in zip(_leaves(result), _leaves(made), strict=True):
                 if isinstance(slot, Slot):
-                    values[slot.number] = tensor
-        return tuple(values[slot] for slot in self.outputs)
-
-    def compiled(self) -> Callable[..., tuple[Tensor, ...]]:
-        """Return a function of the inputs that replays the tape in TorchScript's interpreter, without Python."""
+                    values[slot.number] = value
+        script = builder.function([values[slot] for slot in self.outputs])
         constants = tuple(self.constants.values())
-        examples = tuple(self.values[slot] for slot in self.inputs) + constants
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.jit is deprecated; without it there are no tapes
-            script = torch.jit.trace(self.replay, examples, check_trace=False)  # type: ignore[no-untyped-call]
 
         def run(*inputs: Tensor) -> tuple[Tensor, ...]:
             # Unoptimised: the same kernels as always.
@@ -225,7 +222,9 @@ class _Recorder(TorchDispatchMode):
         self.tape = Tape()
         # Tensors are known by their identity: all are kept, so that none is mistaken for another.
         self._numbers: dict[int, int] = {}
-        self._storages: set[int] = set()
+        self._kept: list[Tensor] = []
+        self._computed: dict[int, list[int]] = {}  # slots by memory
+        self._written: dict[int, Tensor] = {}  # by slot: through which tensor its memory was written to since
         self.tape.inputs = [self._new(tensor) for tensor in inputs]
 
     @classmethod
@@ -238,36 +237,69 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """Write down an operation, and compute it."""
         kwargs = kwargs or {}
-        if func._schema.is_mutable:
-            raise UncapturableError(f"{func} writes to a tensor")
         for tag in func.tags:
             if tag in _REFUSED:
                 raise UncapturableError(f"{func} {_REFUSED[tag]}")
-        result = func(*args, **kwargs)
         read = _map(self._read, args), _map(self._read, kwargs)
-        made = _map(lambda leaf: Slot(self._new(leaf)) if isinstance(leaf, Tensor) else leaf, result)
-        self.tape.operations.append(Operation(func, *read, made))
+        pure = self._without_writing(func, args[0]) if func._schema.is_mutable else func
+        result = func(*args, **kwargs)
+        made = _map(lambda leaf: Slot(self._computed_now(leaf)) if isinstance(leaf, Tensor) else leaf, result)
+        self.tape.operations.append(Operation(pure, *read, made))
         return result
 
     def slot(self, tensor: Tensor) -> int:
         """Return the number of a tensor: a constant, if no operation gave it."""
         if id(tensor) not in self._numbers:
-            if _storage(tensor) in self._storages:
+            if _storage(tensor) in self._computed:
                 raise UncapturableError("a tensor changes hands outside of torch's operations")
-            self.tape.constants[self._new(tensor, computed=False)] = tensor
-        return self._numbers[id(tensor)]
+            number = self._new(tensor)
+            self.tape.constants[number] = tensor
+        number = self._numbers[id(tensor)]
+        if number in self._written:
+            written = self._written[number]
+            if _geometry(tensor) != _geometry(written):
+                raise UncapturableError("a tensor is read that was written to by another name")
+            return self.slot(written)
+        return number
 
     def _read(self, leaf: Any) -> Any:
         return Slot(self.slot(leaf)) if isinstance(leaf, Tensor) else leaf
 
-    def _new(self, tensor: Tensor, *, computed: bool = True) -> int:
-        if id(tensor) in self._numbers:
-            return self._numbers[id(tensor)]
+    def _new(self, tensor: Tensor) -> int:
         number = self._numbers[id(tensor)] = len(self.tape.values)
         self.tape.values[number] = tensor
-        if computed and tensor.numel():
-            self._storages.add(_storage(tensor))
+        self._kept.append(tensor)
         return number
+
+    def _computed_now(self, tensor: Tensor) -> int:
+        """Return the number of a result: a new one, unless the operation has given what it was given."""
+        if id(tensor) in self._numbers:
+            return self._numbers[id(tensor)]
+        number = self._new(tensor)
+        if tensor.numel():
+            self._computed.setdefault(_storage(tensor), []).append(number)
+        return number
+
+    def _without_writing(self, func: Any, written: Tensor) -> Any:
+        """Return the operation that computes what another writes to a tensor, which gets a new number."""
+        name = func._schema.name.removeprefix("aten::")
+        writes = [each.alias_info is not None and each.alias_info.is_write for each in func._schema.arguments]
+        pure = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
+        memory = _storage(written)
+        given = (self.tape.values[slot] for slot in (*self.tape.inputs, *self.tape.constants))
+        if (
+            pure is None
+            or writes != [True] + [False] * (len(writes) - 1)
+            or memory not in self._computed
+            or memory in set(map(_storage, given))
+        ):
+            raise UncapturableError(f"{func} writes to a tensor")
+        for slot in self._computed[memory]:
+            self.tape.values[slot] = self.tape.values[slot].clone()
+            self._written[slot] = written
+        self._computed[memory] = []
+        del self._numbers[id(written)]
+        return pure
 
 
 def _tidy(tape: Tape) -> Tape:
@@ -312,6 +344,10 @@ def _tidy(tape: Tape) -> Tape:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _is_leaf(node: Any) -> bool:
