@@ -50,11 +50,16 @@ class Captures:
     ----------
     compile : {"auto", True, False}
         As for :class:`LossFunction`.
+
+    Attributes
+    ----------
+    surroundings : object or None
+        What the captures take for granted; None before there are any.
     """
 
     def __init__(self, compile: Compile) -> None:
         self.compile = compile
-        self._surroundings: _Surroundings | None = None
+        self.surroundings: _Surroundings | None = None
         self._counts: dict[Any, int] = {}
         self._made: dict[Any, Any] = {}  # None where there can't be one
         self._takes_third = False
@@ -87,10 +92,6 @@ class Captures:
         products = lin.products
         return self._after_a_while(lin.loss, (id(products), len(rows)), partial(products.block, lin, rows))
 
-    def changed(self) -> bool:
-        """Whether something has changed that captures take for granted."""
-        return self._surroundings is not None and self._surroundings.changed()
-
     def prefer_graphs(self) -> None:
         """Linearize by graphs from now on: they are needed for third derivatives."""
         self._takes_third = True
@@ -98,8 +99,8 @@ class Captures:
     def _get(self, loss: NetworkLoss, theta: Tensor, what: Any, make: Callable[[], Any]) -> Any:
         if self.compile is False or not _fits(loss, theta):
             return None
-        if self.changed():
-            self._surroundings = None
+        if self.surroundings is not None and self.surroundings.changed():
+            self.surroundings = None
             self._counts.clear()
             self._made.clear()
         return self._after_a_while(loss, (what, theta.device, theta.dtype), make)
@@ -115,7 +116,7 @@ class Captures:
         why = obstacle(loss, any_code=self.compile is True)
         if why is None:
             try:
-                self._surroundings = self._surroundings or _Surroundings(loss)
+                self.surroundings = self.surroundings or _Surroundings(loss)
                 self._made[key] = make()
             except torch.OutOfMemoryError:
                 raise
@@ -145,6 +146,7 @@ class CapturedLinearization(Linearization):
         self.value, self.gradient, *rest = products.point(self.theta)
         self.accuracy = rest.pop(0) if products.accuracy else None
         self.saved = rest
+        self._surroundings = captures.surroundings
         self._graphs: list[GraphLinearization] = []  # shared with copies
 
     def multiply(self, rows: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class CapturedLinearization(Linearization):
     def by_graphs(self) -> GraphLinearization:
         """Return the same linearization by graphs, which are built when they are first asked for."""
         if not self._graphs:
-            if self._captures.changed():
+            if self._surroundings is None or self._surroundings.changed():
                 raise InvalidInputError("The net was changed after the loss was linearized. Linearize it again.")
             self._graphs.append(GraphLinearization(self.loss, self.theta, None, None, None, keep=True))
         return self._graphs[0]

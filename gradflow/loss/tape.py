@@ -54,6 +54,24 @@ class Operation(NamedTuple):
     kwargs: dict[str, Any]
     result: Any
 
+    @property
+    def reads(self) -> set[int]:
+        """The slots of the arguments."""
+        return _slots((self.args, self.kwargs))
+
+    @property
+    def makes(self) -> set[int]:
+        """The slots of the result."""
+        return _slots(self.result)
+
+    @property
+    def writes(self) -> set[int]:
+        """The slots of the arguments that are written to."""
+        arguments = self.function._schema.arguments
+        named = dict(zip((each.name for each in arguments), self.args, strict=False)) | self.kwargs
+        written = [each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write]
+        return _slots([named.get(name) for name in written])
+
 
 class Tape:
     """A list of operations, from numbered inputs to numbered outputs.
@@ -76,6 +94,18 @@ class Tape:
         self.constants: dict[int, Tensor] = {}
         self.values: dict[int, Tensor] = {}
 
+    def given(self) -> list[Tensor]:
+        """Return inputs and constants."""
+        return [self.values[slot] for slot in (*self.inputs, *self.constants)]
+
+    def computed(self) -> list[Tensor]:
+        """Return what the operations have given."""
+        return [self.values[slot] for each in self.operations for slot in each.makes]
+
+    def memory(self, slots: set[int]) -> set[int]:
+        """Return where some slots were in memory when they were recorded."""
+        return {_memory(self.values[slot]) for slot in slots}
+
     def part(self, inputs: list[int], own: list[int], saved: Sequence[int] = ()) -> Tape:
         """Return what it takes to compute some slots from others.
 
@@ -92,26 +122,26 @@ class Tape:
         given = set(inputs)
         needed = {*own, *saved} - given
         for operation in reversed(self.operations):
-            made = _slots(operation.result)
-            if needed & made:
-                needed = (needed - made) | (_slots((operation.args, operation.kwargs)) - given)
+            is_seen = operation.writes and self.memory(operation.writes) & self.memory(needed)
+            if needed & operation.makes or is_seen:
+                needed = (needed - operation.makes) | (operation.reads - given)
                 part.operations.append(operation)
         part.operations.reverse()
         if not needed <= set(self.constants):
             raise UncapturableError("a part needs more than it is given")
         part.constants = {slot: self.constants[slot] for slot in sorted(needed)}
-        shared = {_storage(self.values[slot]) for slot in (*inputs, *part.constants, *saved)}
+        shared = self.memory({*inputs, *part.constants, *saved})
         part.outputs = [part._unshared(slot, shared) for slot in own] + [*saved]
         return part
 
     def _unshared(self, slot: int, shared: set[int]) -> int:
         """Return a slot, or that of a copy if its memory is shared; add its memory to what is shared."""
-        if _storage(self.values[slot]) in shared:
+        if _memory(self.values[slot]) in shared:
             copy = len(self.values)
             self.values[copy] = self.values[slot].clone()
             self.operations.append(Operation(aten.clone.default, (Slot(slot),), {}, Slot(copy)))
             return copy
-        shared.add(_storage(self.values[slot]))
+        shared.add(_memory(self.values[slot]))
         return slot
 
     def compiled(self) -> Callable[..., tuple[Tensor, ...]]:
@@ -202,12 +232,13 @@ def record_stages(
     with recorder:
         state, outputs = first(x)
         n_first = len(tape.values)
+        recorder.protect()
         tape.outputs = [recorder.slot(output) for output in (*outputs, second(state, y))]
     tape = _tidy(tape)
     x_slot, y_slot = tape.inputs
-    later = [each for each in tape.operations if max(_slots(each.result)) >= n_first]
-    read = {slot for each in later for slot in _slots((each.args, each.kwargs))} | {tape.outputs[-1]}
-    read -= {slot for each in later for slot in _slots(each.result)} | {y_slot, *tape.constants}
+    later = [each for each in tape.operations if max(each.makes) >= n_first]
+    read = {slot for each in later for slot in each.reads} | {tape.outputs[-1]}
+    read -= {slot for each in later for slot in each.makes} | {y_slot, *tape.constants}
     saved = sorted(read) if saved is None else saved
     return Stages(
         tape.part([x_slot], tape.outputs[:-1], saved), tape.part([y_slot, *saved], tape.outputs[-1:]), saved
@@ -220,11 +251,9 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, inputs: Sequence[Tensor]) -> None:
         super().__init__()
         self.tape = Tape()
-        # Tensors are known by their identity: all are kept, so that none is mistaken for another.
+        # Tensors are known by their identity; the tape keeps all, so that none is mistaken for another.
         self._numbers: dict[int, int] = {}
-        self._kept: list[Tensor] = []
-        self._computed: dict[int, list[int]] = {}  # slots by memory
-        self._written: dict[int, Tensor] = {}  # by slot: through which tensor its memory was written to since
+        self._computed: set[int] = set()  # memory that results lie in, and that operations may write to
         self.tape.inputs = [self._new(tensor) for tensor in inputs]
 
     @classmethod
@@ -241,26 +270,26 @@ class _Recorder(TorchDispatchMode):
             if tag in _REFUSED:
                 raise UncapturableError(f"{func} {_REFUSED[tag]}")
         read = _map(self._read, args), _map(self._read, kwargs)
-        pure = self._without_writing(func, args[0]) if func._schema.is_mutable else func
+        operation = Operation(func, *read, None)
+        for slot in operation.writes:
+            if _memory(self.tape.values[slot]) not in self._computed:
+                raise UncapturableError(f"{func} writes to a tensor that it was given")
         result = func(*args, **kwargs)
-        made = _map(lambda leaf: Slot(self._computed_now(leaf)) if isinstance(leaf, Tensor) else leaf, result)
-        self.tape.operations.append(Operation(pure, *read, made))
+        made = _map(lambda leaf: Slot(self._result(leaf)) if isinstance(leaf, Tensor) else leaf, result)
+        self.tape.operations.append(operation._replace(result=made))
         return result
+
+    def protect(self) -> None:
+        """Allow no operation from now on to write to what there is."""
+        self._computed.clear()
 
     def slot(self, tensor: Tensor) -> int:
         """Return the number of a tensor: a constant, if no operation gave it."""
         if id(tensor) not in self._numbers:
-            if _storage(tensor) in self._computed:
+            if _memory(tensor) in {_memory(value) for value in self.tape.computed()}:
                 raise UncapturableError("a tensor changes hands outside of torch's operations")
-            number = self._new(tensor)
-            self.tape.constants[number] = tensor
-        number = self._numbers[id(tensor)]
-        if number in self._written:
-            written = self._written[number]
-            if _geometry(tensor) != _geometry(written):
-                raise UncapturableError("a tensor is read that was written to by another name")
-            return self.slot(written)
-        return number
+            self.tape.constants[self._new(tensor)] = tensor
+        return self._numbers[id(tensor)]
 
     def _read(self, leaf: Any) -> Any:
         return Slot(self.slot(leaf)) if isinstance(leaf, Tensor) else leaf
@@ -268,38 +297,16 @@ class _Recorder(TorchDispatchMode):
     def _new(self, tensor: Tensor) -> int:
         number = self._numbers[id(tensor)] = len(self.tape.values)
         self.tape.values[number] = tensor
-        self._kept.append(tensor)
         return number
 
-    def _computed_now(self, tensor: Tensor) -> int:
+    def _result(self, tensor: Tensor) -> int:
         """Return the number of a result: a new one, unless the operation has given what it was given."""
         if id(tensor) in self._numbers:
             return self._numbers[id(tensor)]
         number = self._new(tensor)
-        if tensor.numel():
-            self._computed.setdefault(_storage(tensor), []).append(number)
+        if _memory(tensor) not in {_memory(value) for value in self.tape.given()}:
+            self._computed.add(_memory(tensor))
         return number
-
-    def _without_writing(self, func: Any, written: Tensor) -> Any:
-        """Return the operation that computes what another writes to a tensor, which gets a new number."""
-        name = func._schema.name.removeprefix("aten::")
-        writes = [each.alias_info is not None and each.alias_info.is_write for each in func._schema.arguments]
-        pure = getattr(getattr(aten, name[:-1], None), func._overloadname, None)
-        memory = _storage(written)
-        given = (self.tape.values[slot] for slot in (*self.tape.inputs, *self.tape.constants))
-        if (
-            pure is None
-            or writes != [True] + [False] * (len(writes) - 1)
-            or memory not in self._computed
-            or memory in set(map(_storage, given))
-        ):
-            raise UncapturableError(f"{func} writes to a tensor")
-        for slot in self._computed[memory]:
-            self.tape.values[slot] = self.tape.values[slot].clone()
-            self._written[slot] = written
-        self._computed[memory] = []
-        del self._numbers[id(written)]
-        return pure
 
 
 def _tidy(tape: Tape) -> Tape:
@@ -315,39 +322,36 @@ def _tidy(tape: Tape) -> Tape:
     def rename(leaf: Any) -> Any:
         return Slot(renamed.get(leaf.number, leaf.number)) if isinstance(leaf, Slot) else leaf
 
+    written = tape.memory({slot for each in tape.operations for slot in each.writes})
     for operation in tape.operations:
-        function, result = operation.function, operation.result
+        function, result, made = operation.function, operation.result, operation.makes
         args, kwargs = _map(rename, operation.args), _map(rename, operation.kwargs)
-        read, made = _slots((args, kwargs)), _slots(result)
-        if function in _SAME or (function is aten.t.default and args[0].number in transposed):
+        read = _slots((args, kwargs))
+        if written & tape.memory(read | made):
+            tidy.operations.append(Operation(function, args, kwargs, result))
+        elif function in _SAME or (function is aten.t.default and args[0].number in transposed):
             source = args[0].number
             renamed[result.number] = source if function in _SAME else transposed[source]
-            continue
-        if function in _FILLS or (read and read <= folded):
+        elif function in _FILLS or (read and read <= folded):
             folded |= made
-        elif not (function.is_view and read <= set(constants)):
-            key = f"{function} {args} {kwargs}"
-            if key in known:
-                pairs = zip(_leaves(result), _leaves(known[key]), strict=True)
-                renamed |= {new.number: old.number for new, old in pairs if isinstance(new, Slot)}
-                continue
+            constants |= {slot: tape.values[slot] for slot in made}
+        elif function.is_view and read <= set(constants):
+            constants |= {slot: tape.values[slot] for slot in made}
+        elif (key := f"{function} {args} {kwargs}") in known:
+            pairs = zip(_leaves(result), _leaves(known[key]), strict=True)
+            renamed |= {new.number: old.number for new, old in pairs if isinstance(new, Slot)}
+        else:
             known[key] = result
             if function is aten.t.default:
                 transposed[result.number] = args[0].number
             tidy.operations.append(Operation(function, args, kwargs, result))
-            continue
-        constants |= {slot: tape.values[slot] for slot in made}
     tidy.constants = constants
     tidy.outputs = [renamed.get(slot, slot) for slot in tape.outputs]
     return tidy
 
 
-def _storage(tensor: Tensor) -> int:
+def _memory(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
-
-
-def _geometry(tensor: Tensor) -> tuple[Any, ...]:
-    return tensor.dtype, tensor.shape, tensor.stride(), tensor.storage_offset()
 
 
 def _is_leaf(node: Any) -> bool:
