@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from gradflow.errors import CheckWarning, InvalidInputError
+from gradflow.errors import CheckWarning, GradflowError, InvalidInputError
 from gradflow.loss.accuracy import Tally
 from gradflow.loss.function import Evaluation
 from gradflow.loss.graphs import GraphLinearization, value_and_gradient
 from gradflow.loss.linearization import Count, Linearization, ThirdDerivative
 from gradflow.loss.probe import normalizes_batches
+from gradflow.loss.second_derivatives import custom_functions
 from gradflow.loss.tape import Tape, UncapturableError, record, record_stages
 
 if TYPE_CHECKING:
@@ -85,12 +86,17 @@ class Captures:
             return None
         make = partial(CapturedProducts, loss, theta, accuracy)
         products: CapturedProducts | None = self._get(loss, theta, ("products", accuracy), make)
-        return None if products is None else CapturedLinearization(self, products, loss, theta, count, count_third)
+        return (
+            None
+            if products is None
+            else CapturedLinearization(self, products, loss, theta, count, count_third)
+        )
 
     def block(self, lin: CapturedLinearization, rows: Tensor) -> Run | None:
         """Return a capture of products with as many vectors as there are rows, shape (k, P); None if there is none."""
         products = lin.products
-        return self._after_a_while(lin.loss, (id(products), len(rows)), partial(products.block, lin, rows))
+        make = partial(products.block, lin, rows)
+        return self._after_a_while(lin.loss, lin.theta, (id(products), len(rows)), make)
 
     def prefer_graphs(self) -> None:
         """Linearize by graphs from now on: they are needed for third derivatives."""
@@ -103,27 +109,27 @@ class Captures:
             self.surroundings = None
             self._counts.clear()
             self._made.clear()
-        return self._after_a_while(loss, (what, theta.device, theta.dtype), make)
+        return self._after_a_while(loss, theta, (what, theta.device, theta.dtype), make)
 
-    def _after_a_while(self, loss: NetworkLoss, key: Any, make: Callable[[], Any]) -> Any:
+    def _after_a_while(self, loss: NetworkLoss, theta: Tensor, key: Any, make: Callable[[], Any]) -> Any:
         """Return what was captured under a key; capture it when it has been asked for often enough."""
         if key in self._made:
             return self._made[key]
         self._counts[key] = self._counts.get(key, 0) + 1
         if self.compile == "auto" and self._counts[key] < _PATIENCE:
             return None
-        self._made[key] = None
-        why = obstacle(loss, any_code=self.compile is True)
-        if why is None:
-            try:
-                self.surroundings = self.surroundings or _Surroundings(loss)
-                self._made[key] = make()
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # whatever it is, the oracle remains
-                why = str(error).partition("\n")[0] or type(error).__name__
+        try:
+            why = obstacle(loss, theta, any_code=self.compile is True)
+            self.surroundings = self.surroundings or _Surroundings(loss)
+            self._made[key] = None if why else make()
+        except (GradflowError, torch.OutOfMemoryError):  # the oracle will say it, too
+            return None
+        except Exception as error:  # whatever it is, the oracle remains
+            self._made[key], why = None, str(error).partition("\n")[0] or type(error).__name__
         if why is not None and self.compile is True:
-            message = f"compile=True has no effect: {why}. The net itself is evaluated, as with compile=False."
+            message = (
+                f"compile=True has no effect: {why}. The net itself is evaluated, as with compile=False."
+            )
             warnings.warn(message, CheckWarning, stacklevel=6)
         return self._made[key]
 
@@ -162,7 +168,9 @@ class CapturedLinearization(Linearization):
         """Return the same linearization by graphs, which are built when they are first asked for."""
         if not self._graphs:
             if self._surroundings is None or self._surroundings.changed():
-                raise InvalidInputError("The net was changed after the loss was linearized. Linearize it again.")
+                raise InvalidInputError(
+                    "The net was changed after the loss was linearized. Linearize it again."
+                )
             self._graphs.append(GraphLinearization(self.loss, self.theta, None, None, None, keep=True))
         return self._graphs[0]
 
@@ -309,12 +317,14 @@ def _is_watched() -> bool:
     )
 
 
-def obstacle(loss: NetworkLoss, *, any_code: bool) -> str | None:
+def obstacle(loss: NetworkLoss, theta: Tensor, *, any_code: bool) -> str | None:
     """Return why a loss must not be captured; None if it may.
 
     Parameters
     ----------
     loss : NetworkLoss
+    theta : Tensor, shape (P,)
+        Where it is evaluated, to look at its graph; then the data are where a capture finds them.
     any_code : bool
         Net and criterion may be code that isn't torch's, and of any size.
     """
@@ -323,14 +333,15 @@ def obstacle(loss: NetworkLoss, *, any_code: bool) -> str | None:
         return "differentiation runs parts of the net again (activation checkpointing)"
     if normalizes_batches(loss.net):
         return "batch-norm is in train mode"
-    if loss.functions:
-        return f"the net has derivatives of its own ({', '.join(loss.functions)})"
     if any(getattr(m, name) for m in modules for name in _HOOKS):
         return "a module has hooks"
     if not loss.data.resident:
         return "the data are read at every evaluation, for they don't fit in memory_budget"
     if _RECORDING * loss.kept_bytes(torch.float64) > loss.memory_budget:
         return "recording takes more than memory_budget"
+    functions = custom_functions(loss(theta.detach().clone().requires_grad_(True)))
+    if functions:
+        return f"there are derivatives that aren't torch's ({', '.join(sorted(functions))})"
     if any_code:
         return None
     if loss.data.chunk_size * loss.n_parameters > _SMALL:
@@ -359,7 +370,9 @@ class _Surroundings:
 
     def __init__(self, loss: NetworkLoss) -> None:
         own = [vars(module) for module in _modules(loss)]
-        dicts = own + [value for attributes in own for value in attributes.values() if isinstance(value, dict)]
+        dicts = own + [
+            value for attributes in own for value in attributes.values() if isinstance(value, dict)
+        ]
         self._empty = [each for each in dicts if not each]
         self._full = [(each, list(each.values())) for each in dicts if each]
         # The values are kept, so that no other object gets the identity of one.
@@ -367,4 +380,6 @@ class _Surroundings:
 
     def changed(self) -> bool:
         """Whether an attribute is another object now, or there are more or less of them."""
-        return any(self._empty) or [list(map(id, each.values())) for each, _ in self._full] != self._identities
+        return (
+            any(self._empty) or [list(map(id, each.values())) for each, _ in self._full] != self._identities
+        )

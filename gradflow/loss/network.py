@@ -272,7 +272,9 @@ class NetworkLoss(TermLoss):
         self, theta: Tensor, *, count: Count, count_third: Count, accuracy: bool, keep: bool
     ) -> Linearization:
         counts = accuracy and self.classifies
-        captured = self._captures.linearized(self, theta, count, count_third, accuracy=counts) if keep else None
+        captured = (
+            self._captures.linearized(self, theta, count, count_third, accuracy=counts) if keep else None
+        )
         if captured is not None:
             return captured
         return super()._linearized(theta, count=count, count_third=count_third, accuracy=accuracy, keep=keep)

@@ -47,7 +47,9 @@ class ScriptBuilder:
         """
         schema = function._schema
         given = dict(zip((each.name for each in schema.arguments), args, strict=False)) | kwargs
-        inputs = [self._value(given.get(each.name, each.default_value), each.type) for each in schema.arguments]
+        inputs = [
+            self._value(given.get(each.name, each.default_value), each.type) for each in schema.arguments
+        ]
         node = self._insert(schema.name, inputs, len(schema.returns))
         outputs = list(node.outputs())
         for output, returned in zip(outputs, schema.returns, strict=True):

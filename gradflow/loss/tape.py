@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 from gradflow.loss.script import ScriptBuilder
 
@@ -29,6 +29,8 @@ _FILLS = {
     aten.full.default,
     aten.scalar_tensor.default,
 }
+# Operations on a tape: where there are more, a loop over samples or vectors runs, and recording takes long.
+_MOST = 2000
 _REFUSED = {
     torch.Tag.data_dependent_output: "turns numbers into Python's",
     torch.Tag.dynamic_output_shape: "gives a shape that depends on numbers",
@@ -69,7 +71,9 @@ class Operation(NamedTuple):
         """The slots of the arguments that are written to."""
         arguments = self.function._schema.arguments
         named = dict(zip((each.name for each in arguments), self.args, strict=False)) | self.kwargs
-        written = [each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write]
+        written = [
+            each.name for each in arguments if each.alias_info is not None and each.alias_info.is_write
+        ]
         return _slots([named.get(name) for name in written])
 
 
@@ -266,6 +270,8 @@ class _Recorder(TorchDispatchMode):
     ) -> Any:
         """Write down an operation, and compute it."""
         kwargs = kwargs or {}
+        if len(self.tape.operations) >= _MOST:
+            raise UncapturableError(f"there are more than {_MOST} operations")
         for tag in func.tags:
             if tag in _REFUSED:
                 raise UncapturableError(f"{func} {_REFUSED[tag]}")
