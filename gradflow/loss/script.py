@@ -79,7 +79,7 @@ class ScriptBuilder:
             given = float(given)
         if isinstance(given, torch.memory_format):
             given = _MEMORY_FORMATS[given]
-        return self.graph.insertConstant(given)
+        return self.graph.insertConstant(given)  # type: ignore[attr-defined]
 
     def _list_like(self, what: str, elements: list[Any], kind: Any) -> Any:
         output = self._insert(what, elements, 1).output()
