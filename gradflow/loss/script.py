@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-_TENSOR = torch._C.TensorType.get()
 # The numbers by which TorchScript knows them.
 _MEMORY_FORMATS = {
     torch.contiguous_format: 0,
@@ -33,7 +32,7 @@ class ScriptBuilder:
     def tensor(self) -> Any:
         """Add an input, a tensor, and return its value in the graph."""
         value = self.graph.addInput("")
-        value.setType(_TENSOR)
+        value.setType(torch._C.TensorType.get())
         return value
 
     def call(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
