@@ -116,8 +116,8 @@ def test_the_first_eigenvalue_outside_is_extrapolated_while_it_grows():
     assert [each.h for each in found[1:]] == pytest.approx([1 / (4 + 0.04 * n) for n in range(1, 12)])
     assert [each.h for each in proposals(falls, 7, serves=5)][3:] == pytest.approx([1 / (4 - 0.12)] * 4)
     assert float(pairs_of_step(grows).values[2]) == pytest.approx(4.44)
-    assert found[7].pairs.vectors.shape == (5, 3)
-    assert found[8].pairs.vectors.shape == (5, 0)  # of another point
+    assert found[8].pairs is not None
+    assert found[8].pairs.vectors.shape == (5, 3)
 
 
 def test_residuals_are_a_tenth_of_the_first_eigenvalue_outside():

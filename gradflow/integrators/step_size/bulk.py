@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gradflow.flows import Point
 from gradflow.integrators.step_size.base import Proposal, StepSize, check_finite, safe_divide
-from gradflow.integrators.step_size.sharpness import values_of
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
@@ -79,7 +78,7 @@ class BulkEigenvalueCap(StepSize):
         pairs = state.at(step)
         point.redo(_KEY, pairs)
         h = min(self._size(pairs, step), self._size(state.pairs, step))
-        return Proposal(h, h, pairs if step == state.since else values_of(pairs), state)
+        return Proposal(h, h, pairs, state)
 
     def _size(self, pairs: Eigenpairs, step: int) -> float:
         h = self.max_step * (self.warmup_factor if step < self.warmup_iters else 1.0)
