@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -55,49 +53,47 @@ class Basis:
         """The vectors, shape (n, P)."""
         return self._block[: self._n]
 
-    def take(self, vector: Tensor, known_from: int | None = None) -> np.ndarray:
+    def take(self, vector: Tensor, known_from: int = 0) -> np.ndarray:
         """Take a vector in, and return its coordinates.
 
         Parameters
         ----------
         vector : Tensor, shape (P,)
-        known_from : int, optional
-            But for rounding, the vector is known to have no part in the first so many vectors of the basis.
+        known_from : int
+            But for rounding, the vector is known to have no part in the first so many vectors of the basis: a pass
+            over the others comes first, which leaves little for the one over all.
 
         Returns
         -------
-        ndarray, shape (n,), or (n + 1,) if what is new of it, more than rounding, has become q_n
+        ndarray, shape (n,), or (n + 1,) if what is new of it, more than rounding, has become qₙ
         """
         n = self._n
         self._reserve(n + 1)
         row = self._block[n].copy_(vector)
         z = np.zeros(n + 1)
-        if known_from is not None and known_from > 0:
-            first = self._block[known_from:n] @ row
-            row.addmv_(self._block[known_from:n].T, first, alpha=-1)
-        else:
-            first = row[:0]
-        for _ in range(_PASSES if n else 0):
-            parts = self._block[:n] @ row
-            row.addmv_(self._block[:n].T, parts, alpha=-1)
+        early = self._take_away(row, known_from) if known_from else row[:0]
+        for _ in range(_PASSES):
+            parts = self._take_away(row, 0)
             size = torch.linalg.vector_norm(row, dtype=torch.float64)
-            told = (
-                torch.cat([first.double(), parts.double(), size[None]]).cpu().numpy()
-            )  # one wait for the device
-            z[n - len(first) : n] += told[: len(first)]
-            z[:n] += told[len(first) : -1]
-            first, z[n] = row[:0], told[-1]
-            if np.linalg.norm(told[-1 - n : -1]) <= _SETTLED * z[n]:
+            told = torch.cat([early.double(), parts.double(), size[None]]).cpu().numpy()  # the only wait
+            z[n - len(early) : n] += told[: len(early)]
+            z[:n] += told[len(early) : -1]
+            z[n] = told[-1]
+            if np.linalg.norm(told[len(early) : -1]) <= _SETTLED * z[n]:
                 break
-        if not n:
-            z[0] = float(torch.linalg.vector_norm(row, dtype=torch.float64))
-        if not z[n] > 10 * torch.finfo(row.dtype).eps * math.hypot(
-            *map(float, (z[n], np.linalg.norm(z[:n])))
-        ):
+            early = row[:0]
+        if not z[n] > 10 * torch.finfo(row.dtype).eps * float(np.linalg.norm(z)):
             return z[:n]
         row.div_(z[n])
         self._n += 1
         return z
+
+    def _take_away(self, row: Tensor, first: int) -> Tensor:
+        """Take from a row its parts in the vectors from the first on, and return them."""
+        Q = self._block[first : self._n]
+        parts = Q @ row
+        row.addmv_(Q.T, parts, alpha=-1)
+        return parts
 
     def combine(self, z: np.ndarray) -> Tensor:
         """Return the vectors, shape (…, P), of coordinates, shape (…, n)."""

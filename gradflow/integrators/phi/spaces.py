@@ -148,9 +148,8 @@ class KrylovSpace:
 
     def _first_part(self, i: int) -> int:
         """Return the first vector of the basis in which the image of qᵢ has a part, as H is symmetric."""
-        row = np.abs(self._T[i, self._A])
-        seen = [j for j, part in zip(self._A, row, strict=True) if part > 0]
-        return min([*seen, *self._B, i])
+        reached = np.flatnonzero(self._T[i])  # those whose images have a part in qᵢ
+        return min([*reached.tolist(), *self._B, i])
 
     def resolve(self, terms: Sequence[Term], tol: float, *, room: float = 1.0) -> float:
         """Grow until no term's error exceeds `tol`, or that part of the room is used; return the largest error."""
