@@ -72,7 +72,9 @@ class SecondRun:
     def describe(self) -> str:
         """Return the second run in words, for the record."""
         options = self.integrator.settings()
-        said = ", ".join(f"{name}={options[name]}" for name in ("rtol", "atol", "step_size") if name in options)
+        said = ", ".join(
+            f"{name}={options[name]}" for name in ("rtol", "atol", "step_size") if name in options
+        )
         return f"{self.integrator.name}({said})"
 
 
@@ -99,7 +101,11 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     rule = integrator.step_rule
     if isinstance(rule, ErrorControl) and isinstance(integrator, FlowMethod):
         looser = _looser(integrator, rule, dtype)
-        return SecondRun(looser, order=integrator.order) if rule.cap is None else SecondRun(looser, ratio=_LOOSER)
+        return (
+            SecondRun(looser, order=integrator.order)
+            if rule.cap is None
+            else SecondRun(looser, ratio=_LOOSER)
+        )
     _refuse(integrator)
     return SecondRun(DormandPrince5(rtol=max(_RTOL, least_rtol(dtype)), atol=0.01 * _RTOL))
 
@@ -122,8 +128,8 @@ def _refuse(integrator: Integrator) -> None:
     what = f"error_estimate=True has no second run beside {integrator.name}"
     if integrator.discrete:
         raise InvalidInputError(
-            f"{what}, which is an optimiser: its steps are what it does, not the approximation of a flow. Leave it out. "
-            'To see how far it is from the flow, run method="auto" too, and gradflow.compare both.'
+            f"{what}, which is an optimiser: its steps are what it does, and approximate no flow. Leave it out. To see "
+            'how far it is from the flow, run method="auto" too, and gradflow.compare both.'
         )
     if integrator.limits_itself or not isinstance(integrator, FlowMethod):
         raise InvalidInputError(

@@ -58,7 +58,12 @@ class ErrorEstimate(Observer):
     }
 
     def __init__(
-        self, second: SecondRun, field: Field, theta: Tensor, control: ErrorControl | None, every: list[Cadence]
+        self,
+        second: SecondRun,
+        field: Field,
+        theta: Tensor,
+        control: ErrorControl | None,
+        every: list[Cadence],
     ) -> None:
         self.second = second
         self.every = every
@@ -70,7 +75,9 @@ class ErrorEstimate(Observer):
         self.field = field
         self._theta = theta
         self._stepper: Stepper | None = None
-        self._last: tuple[dict[str, Any], float] | None = None  # the state before the last step, and its target
+        self._last: tuple[dict[str, Any], float] | None = (
+            None  # the state before the last step, and its target
+        )
         self._failure = ""
         self._allowed = (0.0, 0.0, 0.0)  # steps, tolerance and its sum at the last record
         self._worst = (0.0, 0.0, 0.0, 0.0)  # estimate over its sum of tolerances, both, and when
@@ -144,7 +151,7 @@ class ErrorEstimate(Observer):
         if ratio <= 1:
             return None
         return (
-            f"The error of θ is estimated at {estimate:.2g} at t = {t:.6g}, {ratio:.2g} times what the steps' tolerances "
-            f"add up to there ({allowed:.2g}): errors grew along the flow, or the steps' own estimates missed some. "
+            f"The error of θ is estimated at {estimate:.2g} at t = {t:.6g}, {ratio:.2g} times what the tolerances of the "
+            f"steps add up to there ({allowed:.2g}): errors grew along the flow, or the steps missed some. "
             "Divide rtol by ten, and see whether the estimate falls with it."
         )
