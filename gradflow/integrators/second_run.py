@@ -78,6 +78,10 @@ class SecondRun:
         return f"{self.integrator.name}({said})"
 
 
+def _written(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     """Return the run that tells the error of a method's run, and doesn't cost more.
 
@@ -131,10 +135,10 @@ def _refuse(integrator: Integrator) -> None:
             f"{what}, which is an optimiser: its steps are what it does, and approximate no flow. Leave it out. To see "
             'how far it is from the flow, run method="auto" too, and gradflow.compare both.'
         )
-    if integrator.limits_itself or not isinstance(integrator, FlowMethod):
+    if not isinstance(integrator, FlowMethod):
         raise InvalidInputError(
-            f"{what}, which keeps its errors small by itself, unseen by gradflow. Use a method with gradflow's own "
-            "error control: auto, exprb43, exprb32, rkc, dopri5, tsit5."
+            f"{what}, whose tolerance gradflow can't change. Use a method with an error control of gradflow's own: auto, "
+            "exprb43, exprb32, rkc, dopri5, tsit5."
         )
     if integrator.order < _LEAST_ORDER:
         raise InvalidInputError(
