@@ -228,7 +228,7 @@ def integrate(
     theirs = read_observers(observe)
     midpoints, more, at_midpoint = midpoint_observers(ours, theirs, fields[0], integrator, wanted=midpoint)
     ours += at_midpoint
-    estimate = make_error_estimate(fields[0], integrator, theta, saves) if error_estimate else None
+    estimate = make_error_estimate(fields[0], integrator, theta) if error_estimate else None
     if estimate is not None:
         ours.append(estimate)
         more.append(estimate.field)

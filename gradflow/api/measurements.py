@@ -157,7 +157,7 @@ def make_error_estimate(
     """
     second, rule = second_run(integrator, theta.dtype), integrator.step_rule
     own = Field(field.loss, field.flow, keep_graph=second.integrator.keep_graph)
-    return ErrorEstimate(second, own, theta, rule if isinstance(rule, ErrorControl) else None, every)
+    return ErrorEstimate(second, own, theta, rule if isinstance(rule, ErrorControl) else None)
 
 
 def midpoint_observers(

@@ -137,8 +137,8 @@ def _refuse(integrator: Integrator) -> None:
         )
     if not isinstance(integrator, FlowMethod):
         raise InvalidInputError(
-            f"{what}, whose tolerance gradflow can't change. Use a method with an error control of gradflow's own: auto, "
-            "exprb43, exprb32, rkc, dopri5, tsit5."
+            f"{what}, whose tolerance gradflow can't change. Use a method with an error control of gradflow's own: "
+            "auto, exprb43, exprb32, rkc, dopri5, tsit5."
         )
     if integrator.order < _LEAST_ORDER:
         raise InvalidInputError(

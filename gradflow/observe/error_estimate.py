@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gradflow.driver import Cadence, NumericalFailure, Stepper
+from gradflow.driver import NumericalFailure, Stepper
 from gradflow.flows import Field
 from gradflow.integrators import ErrorControl
 from gradflow.integrators.second_run import SecondRun
@@ -39,7 +39,6 @@ class ErrorEstimate(Observer):
         θ₀.
     control : ErrorControl or None
         What keeps the errors of the first run's steps to a tolerance.
-    every : list of Cadence
 
     Attributes
     ----------
@@ -57,16 +56,8 @@ class ErrorEstimate(Observer):
         ),
     }
 
-    def __init__(
-        self,
-        second: SecondRun,
-        field: Field,
-        theta: Tensor,
-        control: ErrorControl | None,
-        every: list[Cadence],
-    ) -> None:
+    def __init__(self, second: SecondRun, field: Field, theta: Tensor, control: ErrorControl | None) -> None:
         self.second = second
-        self.every = every
         wanted = self.all_variables.items()
         self.variables = {  # type: ignore[misc]
             name: v for name, v in wanted if control is not None or name != "theta_error_tolerance"
@@ -75,9 +66,8 @@ class ErrorEstimate(Observer):
         self.field = field
         self._theta = theta
         self._stepper: Stepper | None = None
-        self._last: tuple[dict[str, Any], float] | None = (
-            None  # the state before the last step, and its target
-        )
+        #: The state before the last step, and the time that it was not to step over.
+        self._last: tuple[dict[str, Any], float] | None = None
         self._failure = ""
         self._allowed = (0.0, 0.0, 0.0)  # steps, tolerance and its sum at the last record
         self._worst = (0.0, 0.0, 0.0, 0.0)  # estimate over its sum of tolerances, both, and when
@@ -151,7 +141,7 @@ class ErrorEstimate(Observer):
         if ratio <= 1:
             return None
         return (
-            f"The error of θ is estimated at {estimate:.2g} at t = {t:.6g}, {ratio:.2g} times what the tolerances of the "
-            f"steps add up to there ({allowed:.2g}): errors grew along the flow, or the steps missed some. "
+            f"The error of θ is estimated at {estimate:.2g} at t = {t:.6g}, {ratio:.2g} times what the tolerances of "
+            f"the steps add up to there ({allowed:.2g}): errors grew along the flow, or the steps missed some. "
             "Divide rtol by ten, and see whether the estimate falls with it."
         )

@@ -66,7 +66,9 @@ def test_the_estimate_is_near_the_true_error(method, options):
         steps, norm = int(run.step[-1]), np.linalg.norm(run.theta.values, axis=1)
         rule = second_run_of(method, options).step_rule
         assert rule.rtol == pytest.approx(10 * (options.get("rtol", 1e-5)))
-        least, most = (steps * (0.1 * rule.atol + 0.1 * rule.rtol * size) for size in (norm.min(), norm.max()))
+        least, most = (
+            steps * (0.1 * rule.atol + 0.1 * rule.rtol * size) for size in (norm.min(), norm.max())
+        )
         assert least <= run.theta_error_tolerance[-1] <= most
 
 
@@ -130,7 +132,9 @@ def test_of_a_flow_with_a_larger_state_it_is_the_error_of_theta():
         lambda x: (x**2).sum(), START, flow=HeavyBall(), method="rkc", rtol=1e-5, t_max=3.0, save_every=0.1,
         error_estimate=True,
     )  # fmt: skip
-    exact = (2 * np.exp(-run.time.values) - np.exp(-2 * run.time.values))[:, None] * START.numpy()  # λ = −1, −2
+    exact = (2 * np.exp(-run.time.values) - np.exp(-2 * run.time.values))[
+        :, None
+    ] * START.numpy()  # λ = −1, −2
     error = np.linalg.norm(run.theta.values - exact, axis=1)
     ratio = run.theta_error_estimate.values[1:] / error[1:]
     assert np.mean((ratio > 0.2) & (ratio < 5)) >= 0.9  # the error changes its sign
@@ -154,13 +158,27 @@ def test_a_resumed_run_goes_on_with_both(method, options, tmp_path):
     assert not differences(whole, again)
     with pytest.raises(gradflow.errors.ResumeError, match="error_estimate"):
         gradflow.integrate(
-            quartic, START, method=method, t_max=1.0, save_every=0.11, out=tmp_path / "x.nc", resume="auto", **options
+            quartic,
+            START,
+            method=method,
+            t_max=1.0,
+            save_every=0.11,
+            out=tmp_path / "x.nc",
+            resume="auto",
+            **options,
         )
 
 
 def test_an_event_that_ends_the_run_has_an_estimate():
     run = gradflow.integrate(
-        quartic, START, method="exprb43", rtol=1e-5, t_max=3.0, save_every=1.0, loss_goal=0.3, error_estimate=True
+        quartic,
+        START,
+        method="exprb43",
+        rtol=1e-5,
+        t_max=3.0,
+        save_every=1.0,
+        loss_goal=0.3,
+        error_estimate=True,
     )
     assert run.attrs["status"] == "loss_goal"
     assert 0.2 < run.theta_error_estimate[-1] / true_errors(run)[-1] < 5
