@@ -145,9 +145,7 @@ def standard_observers(
     return ([field] if part is field else [field, part]), observers
 
 
-def make_error_estimate(
-    field: Field, integrator: Integrator, theta: Tensor, every: list[Cadence]
-) -> ErrorEstimate:
+def make_error_estimate(field: Field, integrator: Integrator, theta: Tensor) -> ErrorEstimate:
     """Make the observer of the error of θ, which takes a second run along; `field` is that of the first.
 
     Raises
