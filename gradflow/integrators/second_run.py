@@ -17,6 +17,8 @@ from gradflow.integrators.step_size.error_control import least_rtol
 
 #: How much looser the tolerance of the second run is.
 _LOOSER = 10.0
+#: Ratio of the errors of both runs where stability sizes steps, too: between 3 and 30 (docs/decisions.md).
+_CAPPED_RATIO = 8.0
 #: Least ratio of the errors of both runs that is believed.
 _LEAST_RATIO = 2.0
 #: rtol of the second run beside a method without a tolerance.
@@ -86,8 +88,8 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     """Return the run that tells the error of a method's run, and doesn't cost more.
 
     - Beside a method that sizes its steps by its error: the same at ten times the tolerance, by the steps of both.
-    - Beside one whose steps its stability may size, too, so that the steps of both may be the same: as before, but the
-      errors are as the tolerances.
+    - Beside one whose steps its stability may size, too, so that the numbers of steps say little: as before, with the
+      ratio of errors that was measured.
     - Beside one of order three or more without a tolerance: `dopri5` at a tolerance that is far below its errors.
 
     Parameters
@@ -108,7 +110,7 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
         return (
             SecondRun(looser, order=integrator.order)
             if rule.cap is None
-            else SecondRun(looser, ratio=_LOOSER)
+            else SecondRun(looser, ratio=_CAPPED_RATIO)
         )
     _refuse(integrator)
     return SecondRun(DormandPrince5(rtol=max(_RTOL, least_rtol(dtype)), atol=0.01 * _RTOL))
