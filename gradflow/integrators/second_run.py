@@ -74,14 +74,9 @@ class SecondRun:
     def describe(self) -> str:
         """Return the second run in words, for the record."""
         options = self.integrator.settings()
-        said = ", ".join(
-            f"{name}={options[name]}" for name in ("rtol", "atol", "step_size") if name in options
-        )
-        return f"{self.integrator.name}({said})"
-
-
-def _written(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        if "step_size" in options:
+            return f"{self.integrator.name}(step_size={options['step_size']})"
+        return f"{self.integrator.name}(rtol={options['rtol']:g}, atol={options['atol']:g})"
 
 
 def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
@@ -107,11 +102,9 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     rule = integrator.step_rule
     if isinstance(rule, ErrorControl) and isinstance(integrator, FlowMethod):
         looser = _looser(integrator, rule, dtype)
-        return (
-            SecondRun(looser, order=integrator.order)
-            if rule.cap is None
-            else SecondRun(looser, ratio=_CAPPED_RATIO)
-        )
+        if rule.cap is None:
+            return SecondRun(looser, order=integrator.order)
+        return SecondRun(looser, ratio=_CAPPED_RATIO)
     _refuse(integrator)
     return SecondRun(DormandPrince5(rtol=max(_RTOL, least_rtol(dtype)), atol=0.01 * _RTOL))
 

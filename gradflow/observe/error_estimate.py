@@ -30,8 +30,8 @@ class ErrorEstimate(Observer):
     ``theta_error_tolerance``. An estimate beyond it says that errors grew along the way, or that the steps' own
     estimates were too small.
 
-    Both runs may overlook the same: where the flow leaves a saddle along a component that is small beside the tolerance,
-    the estimate is too small.
+    Both runs may overlook the same: where the flow leaves a saddle along a component that is small beside the
+    tolerance, the estimate is too small.
 
     Parameters
     ----------

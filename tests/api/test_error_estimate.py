@@ -98,6 +98,7 @@ def test_the_ratio_of_the_errors_is_that_of_the_steps_to_the_order():
     assert SecondRun(method, order=4).error(15.0, 10, 10) == 15.0  # the least ratio that is believed
     assert SecondRun(method, ratio=10.0).error(9.0, 10, 10) == pytest.approx(1.0)
     assert SecondRun(method).error(9.0, 10, 10) == 9.0
+    assert SecondRun(method).describe() == "exprb43(rtol=0.0001, atol=1e-06)"
 
 
 def test_a_bound_of_the_steps_grows_with_them_and_a_control_that_was_given_is_the_one_to_change():
@@ -106,6 +107,7 @@ def test_a_bound_of_the_steps_grows_with_them_and_a_control_that_was_given_is_th
     assert looser.max_step == pytest.approx(0.5 * 10**0.25)
     given = second_run_of("rk4", {"step_size": "ErrorControl(rtol=1e-5, atol=0.0)"})
     assert given.step_size.rtol == pytest.approx(1e-4)
+    assert "step_size=ErrorControl(rtol=0.0001" in SecondRun(given).describe()
     least = second_run(gradflow.solver("exprb43", quartic, START, rtol=1e-9).integrator, torch.float32)
     assert least.integrator.rtol == pytest.approx(200 * torch.finfo(torch.float32).eps)
 
