@@ -336,6 +336,10 @@ class Stepper:
             assert start.point is not None
             return self.integrator.step(start.point, t - start.t, start.state).z
 
+    def steps_taken(self, t: float) -> float:
+        """Return the accepted steps up to a time: of the last one, the part."""
+        return self.n_steps if self.before is None else self.n_steps - (self.before.end - t) / self.before.h
+
     @without_autocast()
     def cut_short(self, t: float) -> None:
         """Go back to a time within the last step, where the run is to end."""
