@@ -128,6 +128,7 @@ def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> 
         "n_gradients_observing": observers.n_gradients + looked.n_gradients,
         "n_hvps_observing": observers.n_hvps + looked.n_hvps,
         "n_third_observing": observers.n_third + looked.n_third if third else None,
+        **stepper.remarks(),
     }
 
 
