@@ -51,7 +51,10 @@ class Auto(Exprb43):
         shared = {field.name for field in dataclasses.fields(RKC)} & set(options)
         asked_for = any(options[name] != getattr(type(self), name) for name in set(options) - shared)
         import os
-        if os.environ.get("STIFF")=="krylov": wins=True; options["dense"]=False
+
+        if os.environ.get("STIFF") == "krylov":
+            wins = True
+            options["dense"] = False
         stiff: ErrorControlled = RKC(**{name: options[name] for name in shared})
         if asked_for or (wins and flow.gives == "symmetric jacobian"):
             stiff = Exprb43(**options)

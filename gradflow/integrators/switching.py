@@ -109,7 +109,12 @@ class Switching(Integrator):
     @property
     def step_rule(self) -> StepSize:
         """Those of the two methods."""
-        return _BothRules(self.stiff.step_rule, self.explicit.step_rule, self.explicit_first, _STABLE * self.explicit.stability_interval)
+        return _BothRules(
+            self.stiff.step_rule,
+            self.explicit.step_rule,
+            self.explicit_first,
+            _STABLE * self.explicit.stability_interval,
+        )
 
     @property
     def loss_tolerance(self) -> float:
@@ -158,7 +163,9 @@ class Switching(Integrator):
         mean = 0.5 if state.steps > 1 else 1.0  # the first steps after a change are of their own kind
         if state.explicit:
             ratio = safe_divide(price, self._least(rate))
-            return dataclasses.replace(now, explicit_ratio=_between(now.explicit_ratio, max(1.0, ratio), mean))
+            return dataclasses.replace(
+                now, explicit_ratio=_between(now.explicit_ratio, max(1.0, ratio), mean)
+            )
         return dataclasses.replace(now, stiff_cost=_between(now.stiff_cost, price * t, mean), size=took)
 
     def _least(self, rate: float) -> float:
@@ -251,9 +258,7 @@ class _BothRules(StepSize):
         rule = self.explicit if self.explicit_first else self.stiff
         return _State(self.explicit_first, rule.init(point, first_size))
 
-    def propose(
-        self, point: Point, t: float, step: int, state: _State, *, fresh: bool = False
-    ) -> Proposal:
+    def propose(self, point: Point, t: float, step: int, state: _State, *, fresh: bool = False) -> Proposal:
         """Propose what the method's rule proposes."""
         proposal = self._of(state).propose(point, t, step, state.inner, fresh=fresh)
         return dataclasses.replace(proposal, state=dataclasses.replace(state, inner=proposal.state))
