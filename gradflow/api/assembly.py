@@ -131,6 +131,7 @@ def end_attributes(
         "n_hvps_observing": observers.n_hvps + looked.n_hvps,
         "n_third_observing": observers.n_third + looked.n_third if third else None,
         "error_estimate_message": None if estimate is None else estimate.advice,
+        **stepper.remarks(),
     }
 
 

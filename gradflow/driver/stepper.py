@@ -346,6 +346,10 @@ class Stepper:
         self.point = self.field.at(self.within(t))
         self._clock.set(t)
 
+    def remarks(self) -> dict[str, str]:
+        """Return what the method has to say of its steps."""
+        return self.integrator.remarks(self._state)
+
     def preconditioner(self) -> Tensor | None:
         """Return the diagonal of the method's preconditioner, shape (P,), as it is now."""
         return self.integrator.preconditioner(self._state)

@@ -14,6 +14,7 @@ from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
 from gradflow.integrators.base import Integrator
 from gradflow.integrators.central import CentralEuler, CentralProjected
+from gradflow.integrators.dop853 import DormandPrince853
 from gradflow.integrators.dopri8 import PrinceDormand8
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
@@ -82,6 +83,7 @@ METHODS: Mapping[str, type[Integrator]] = _Methods(
         "dopri5": DormandPrince5,
         "tsit5": Tsitouras5,
         "dopri8": PrinceDormand8,
+        "dop853": DormandPrince853,
         "expeuler": ExponentialEuler,
         "rkc": RKC,
         "exprb32": Exprb32,
