@@ -17,7 +17,7 @@ from gradflow.integrators.central import CentralEuler, CentralProjected
 from gradflow.integrators.dopri8 import PrinceDormand8
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
-from gradflow.integrators.exprb import Exprb32, Exprb43
+from gradflow.integrators.exprb import Exprb32, Exprb43, Exprb54
 from gradflow.integrators.foreign.scipy_solvers import scipy_methods
 from gradflow.integrators.low_order import Heun2, Heun3, Midpoint
 from gradflow.integrators.optimizers.registry import method_of, torch_methods
@@ -86,6 +86,7 @@ METHODS: Mapping[str, type[Integrator]] = _Methods(
         "rkc": RKC,
         "exprb32": Exprb32,
         "exprb43": Exprb43,
+        "exprb54": Exprb54,
         "central-projected": CentralProjected,
         "central-euler": CentralEuler,
         **torch_methods(),
