@@ -31,7 +31,7 @@ _MAX_BASIS = 200
 #: Fraction of the Krylov space that the first φ-function may use.
 _FIRST = 0.75
 #: Tolerance of an inner stage, relative to the step's length: its error is damped by the size of the remainder.
-_STAGE = 0.01
+_STAGE = 1e-4
 #: What a step that the space can't resolve is shortened by.
 _SHORTER = 0.8
 #: Products after which the first step's size is guessed.

@@ -59,14 +59,9 @@ class _Sharpness:
     stages: int = 0
     growth: float = _GROWTH
 
-    @property
-    def bound(self) -> float:
-        """The λ₁ for which steps are stable."""
-        return (1 + _SHARPNESS_TOL + self.growth) * max(float(self.pairs.values[0]), 0.0)
-
-    def is_exceeded(self, now: _Sharpness) -> bool:
-        """Whether λ₁ is larger than this allows for."""
-        return (1 + _SHARPNESS_TOL) * float(now.pairs.values[0]) > self.bound
+    def bound(self, growth: float = 0.0) -> float:
+        """Return the most that λ₁ may be, or may be once it has grown."""
+        return (1 + _SHARPNESS_TOL + growth) * max(float(self.pairs.values[0]), 0.0)
 
 
 @dataclass(frozen=True)
@@ -144,7 +139,7 @@ class RKC(ErrorControlled):
     def step(self, point: Point, h: float, state: _Sharpness | None) -> StepResult:
         """Take a step of at most h (eqs. 2.2–2.6 and 2.9 of the paper)."""
         sharpness = self._sharpness(point, state)
-        λ = sharpness.bound
+        λ = sharpness.bound(sharpness.growth)
         h = min(h, safe_divide(self.stability_interval, λ))
         s = stages_for(h * λ, self.damping, self.max_stages)
         c = chebyshev(s, self.damping)
@@ -157,7 +152,7 @@ class RKC(ErrorControlled):
         later = self._look(end, sharpness, s)
         F1 = end.velocity
         error = norm(0.4 * h * (F0 + F1) - 0.8 * d)
-        if sharpness.is_exceeded(later):  # a mode grew, perhaps from too little to be seen in the estimate
+        if h * later.bound() > c.interval:  # a mode grew, perhaps from too little to be seen in the estimate
             error = max(error, _TOO_LARGE * tolerance(self.tolerances, point, end.z))
         return StepResult(
             end.z,
