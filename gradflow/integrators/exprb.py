@@ -314,7 +314,7 @@ class Exprb54(ExponentialRosenbrock):
 
         zₙ + h φ₁ F + h (64 φ₃ − 384 φ₄) D(U₂) + h (−8 φ₃ + 96 φ₄) D(U₃).
 
-    U₃ and U₄ are of order 3, because D grows as the square of the time. Options are those of
+    Within a step, z is of an error of O(h⁵), as at the end of a run. Options are those of
     :class:`ExponentialRosenbrock`.
     """
 

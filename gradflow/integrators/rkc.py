@@ -21,7 +21,7 @@ from gradflow.integrators.step_size.sharpness import values_of
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
-#: λ₁ is measured to 5 %, and may grow by another 5 % before it is measured again, or by what its growth so far says.
+#: λ₁ is measured to 5 %, and may grow by another 5 % until it is measured again, or by what its growth so far says.
 _SHARPNESS_TOL, _GROWTH = 0.05, 0.05
 #: What of the growth of λ₁ is allowed for, over that between its last two measurements.
 _FASTER = 2.0
@@ -70,8 +70,10 @@ class RKC(ErrorControlled):
 
     Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1997) 315–326. A step of size h takes the
     s ~ √(hλ₁) stages, of a gradient each, that make it stable; products with the Hessian are taken for λ₁
-    alone: whenever it may have changed by 5 %, at the latest after 20 steps, and after a rejection. θ within
-    a step is the cubic Hermite interpolant. Options beside those of :class:`ErrorControlled`:
+    alone: whenever it may have changed by 5 %, at the latest after 20 steps, after twenty times as many stages as
+    it takes products, and after a rejection. It is measured at a step's end, and a step that wasn't stable there is
+    taken again: s stages amplify a mode beyond the stability interval by exp(O(s)), from too little to be seen in
+    the error estimate. θ within a step is the cubic Hermite interpolant. Options beside those of :class:`ErrorControlled`:
 
     Parameters
     ----------
@@ -110,7 +112,10 @@ class RKC(ErrorControlled):
         return _Sharpness(values_of(pairs), stages=_STAGES * max(1, pairs.n_hvp))
 
     def _look(self, point: Point, state: _Sharpness, s: int) -> _Sharpness:
-        """Return what is known of λ₁ after a step of s stages: measure it if it is time to, less often while it hardly changes."""
+        """Return what is known of λ₁ after a step of s stages.
+
+        It is measured if it is time to, less often while it hardly changes.
+        """
         state = dataclasses.replace(state, age=state.age + 1, stages=state.stages - s)
         if state.age < state.every and state.stages > 0:
             return state

@@ -620,7 +620,13 @@ def test_rkc_shortens_a_step_that_needs_too_many_stages():
 @pytest.mark.parametrize(
     ("before", "now", "every", "expected", "growth"),
     [
-        (10.0, 10.4, 4, 5, 2 * 5 * 0.1 / 10.4),  # 0.1 a step: 5 % of 10.4 in 5.2 steps; twice that is allowed for
+        (
+            10.0,
+            10.4,
+            4,
+            5,
+            2 * 5 * 0.1 / 10.4,
+        ),  # 0.1 a step: 5 % of 10.4 in 5.2 steps; twice that is allowed for
         (10.0, 7.6, 4, 3, 0.05),  # six times as fast where it falls
         (10.0, 10.0, 4, 12, 0.05),  # three times as seldom at most,
         (10.0, 10.0, 10, 20, 0.05),  # and never more than twenty steps
