@@ -50,18 +50,19 @@ class _Sharpness:
     stages : int
         Stages after which it is measured again, if that is sooner; what is left of them.
     growth : float
-        The relative growth of λ₁ until then that steps are stable for.
+        The growth of λ₁ until then that steps are stable for.
     """
 
     pairs: Eigenpairs
     age: int = 0
     every: int = 1
     stages: int = 0
-    growth: float = _GROWTH
+    growth: float = 0.0
 
-    def bound(self, growth: float = 0.0) -> float:
-        """Return the most that λ₁ may be, or may be once it has grown."""
-        return (1 + _SHARPNESS_TOL + growth) * max(float(self.pairs.values[0]), 0.0)
+    @property
+    def bound(self) -> float:
+        """The most that λ₁ may have been."""
+        return (1 + _SHARPNESS_TOL) * max(float(self.pairs.values[0]), 0.0)
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class RKC(ErrorControlled):
     alone: whenever it may have changed by 5 %, at the latest after 20 steps, after twenty times as many stages as
     it takes products, and after a rejection. It is measured at a step's end, and a step that wasn't stable there is
     taken again: s stages amplify a mode beyond the stability interval by exp(O(s)), from too little to be seen in
-    the error estimate. θ within a step is the cubic Hermite interpolant. Options beside those of :class:`ErrorControlled`:
+    the error estimate. θ within a step is the cubic Hermite interpolant. Options beside those of
+    :class:`ErrorControlled`:
 
     Parameters
     ----------
@@ -109,7 +111,8 @@ class RKC(ErrorControlled):
     @staticmethod
     def _measure(point: Point) -> _Sharpness:
         pairs = check_finite(point.rates(1, tol=_SHARPNESS_TOL))
-        return _Sharpness(values_of(pairs), stages=_STAGES * max(1, pairs.n_hvp))
+        growth = _GROWTH * abs(float(pairs.values[0]))
+        return _Sharpness(values_of(pairs), stages=_STAGES * max(1, pairs.n_hvp), growth=growth)
 
     def _look(self, point: Point, state: _Sharpness, s: int) -> _Sharpness:
         """Return what is known of λ₁ after a step of s stages.
@@ -125,8 +128,8 @@ class RKC(ErrorControlled):
         change = (after - before if after > before else (before - after) / _FALL) / state.age
         every = safe_divide(_GROWTH * abs(after), change)
         every = int(min(max(1.0, every), _EVERY_AT_MOST, 3 * state.every))
-        growth = _FASTER * every * safe_divide(max(0.0, after - before) / state.age, abs(after))
-        return dataclasses.replace(now, every=every, growth=max(_GROWTH, growth))
+        growth = _FASTER * every * (after - before) / state.age
+        return dataclasses.replace(now, every=every, growth=max(now.growth, growth))
 
     def first_size(self, point: Point, state: _Sharpness | None) -> float:
         """Return 1/λ₁."""
@@ -144,7 +147,7 @@ class RKC(ErrorControlled):
     def step(self, point: Point, h: float, state: _Sharpness | None) -> StepResult:
         """Take a step of at most h (eqs. 2.2–2.6 and 2.9 of the paper)."""
         sharpness = self._sharpness(point, state)
-        λ = sharpness.bound(sharpness.growth)
+        λ = sharpness.bound + sharpness.growth
         h = min(h, safe_divide(self.stability_interval, λ))
         s = stages_for(h * λ, self.damping, self.max_stages)
         c = chebyshev(s, self.damping)
@@ -157,7 +160,7 @@ class RKC(ErrorControlled):
         later = self._look(end, sharpness, s)
         F1 = end.velocity
         error = norm(0.4 * h * (F0 + F1) - 0.8 * d)
-        if h * later.bound() > c.interval:  # a mode grew, perhaps from too little to be seen in the estimate
+        if h * later.bound > c.interval:  # a mode grew, perhaps from too little to be seen in the estimate
             error = max(error, _TOO_LARGE * tolerance(self.tolerances, point, end.z))
         return StepResult(
             end.z,

@@ -627,10 +627,10 @@ def test_rkc_shortens_a_step_that_needs_too_many_stages():
             5,
             2 * 5 * 0.1 / 10.4,
         ),  # 0.1 a step: 5 % of 10.4 in 5.2 steps; twice that is allowed for
-        (10.0, 7.6, 4, 3, 0.05),  # six times as fast where it falls
-        (10.0, 10.0, 4, 12, 0.05),  # three times as seldom at most,
-        (10.0, 10.0, 10, 20, 0.05),  # and never more than twenty steps
-        (10.0, 90.0, 4, 1, 2 * 20 / 90),
+        (10.0, 7.6, 4, 3, 0.05 * 7.6),  # six times as fast where it falls
+        (10.0, 10.0, 4, 12, 0.5),  # three times as seldom at most,
+        (10.0, 10.0, 10, 20, 0.5),  # and never more than twenty steps
+        (10.0, 90.0, 4, 1, 2 * 20.0),
     ],
 )
 def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(
@@ -649,7 +649,7 @@ def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(
 
     method = METHODS["rkc"]()
     sharpness = method._sharpness(Point(), None)
-    assert (sharpness.age, sharpness.every, sharpness.growth) == (0, 1, 0.05)
+    assert (sharpness.age, sharpness.every, sharpness.growth) == (0, 1, 0.05 * now)
     sharpness = dataclasses.replace(sharpness, pairs=pairs(before), every=every, age=3, stages=21)
     if every > 4:
         later = method._look(Point(), sharpness, 20)
