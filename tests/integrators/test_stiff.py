@@ -625,7 +625,7 @@ def test_rkc_shortens_a_step_that_needs_too_many_stages():
             10.4,
             4,
             5,
-            2 * 5 * 0.1 / 10.4,
+            2 * 5 * 0.1,
         ),  # 0.1 a step: 5 % of 10.4 in 5.2 steps; twice that is allowed for
         (10.0, 7.6, 4, 3, 0.05 * 7.6),  # six times as fast where it falls
         (10.0, 10.0, 4, 12, 0.5),  # three times as seldom at most,
