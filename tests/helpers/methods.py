@@ -76,7 +76,7 @@ OURS = [
             lambda rtol: {"dense": False, **tolerance(rtol)},
             exact_gradient=False,
         )
-        for name, order in (("exprb32", 3), ("exprb43", 4))
+        for name, order in (("exprb32", 3), ("exprb43", 4), ("exprb54", 5))
     ),
     Method("auto", tolerance(1e-5), tolerances=tolerance, exact_gradient=False),
     *(
