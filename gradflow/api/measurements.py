@@ -22,6 +22,7 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.flows import Field
 from gradflow.integrators import ErrorControl, Integrator
 from gradflow.integrators.second_run import second_run
+from gradflow.integrators.switching import Switching
 from gradflow.loss import LossFunction
 from gradflow.observe import (
     AtMidpoint,
@@ -153,7 +154,8 @@ def make_error_estimate(field: Field, integrator: Integrator, theta: Tensor) -> 
     InvalidInputError, InvalidTypeError
         If no second run tells the error of this method.
     """
-    second, rule = second_run(integrator, theta.dtype), integrator.step_rule
+    second = second_run(integrator, theta.dtype)
+    rule = (integrator.stiff if isinstance(integrator, Switching) else integrator).step_rule
     own = Field(field.loss, field.flow, keep_graph=second.integrator.keep_graph)
     return ErrorEstimate(second, own, theta, rule if isinstance(rule, ErrorControl) else None)
 

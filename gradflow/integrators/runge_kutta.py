@@ -182,7 +182,7 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
         return not self.cap
 
     @property
-    def own_step_rule(self) -> StepSize:
+    def own_step_rule(self) -> ErrorControl:
         """The error control, under the cap."""
         cap = SharpnessCap(every=self.sharpness_every) if self.cap else None
         return ErrorControl(self.rtol, self.atol, self.max_step, cap)

@@ -14,6 +14,7 @@ from gradflow.integrators.controlled import FlowMethod
 from gradflow.integrators.pairs import DormandPrince5
 from gradflow.integrators.step_size import ErrorControl
 from gradflow.integrators.step_size.error_control import least_rtol
+from gradflow.integrators.switching import Switching
 
 #: How much looser the tolerance of the second run is.
 _LOOSER = 10.0
@@ -85,6 +86,7 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     - Beside a method that sizes its steps by its error: the same at ten times the tolerance, by the steps of both.
     - Beside one whose steps its stability may size, too, so that the numbers of steps say little: as before, with the
       ratio of errors that was measured.
+    - Beside `auto`, as beside the latter: its two methods at ten times their tolerances.
     - Beside one of order three or more without a tolerance: `dopri5` at a tolerance that is far below its errors.
 
     Parameters
@@ -99,6 +101,12 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     InvalidInputError
         If there is none: for an optimiser, for a method of first order, and for another library's.
     """
+    if isinstance(integrator, Switching):
+        stiff, explicit = (
+            _looser(each, each.own_step_rule.resolve(each), dtype) for each in integrator.methods
+        )
+        looser = dataclasses.replace(integrator, stiff=stiff, explicit=explicit)
+        return SecondRun(looser, ratio=_CAPPED_RATIO)
     rule = integrator.step_rule
     if isinstance(rule, ErrorControl) and isinstance(integrator, FlowMethod):
         looser = _looser(integrator, rule, dtype)

@@ -12,7 +12,7 @@ from gradflow.flows import Field, Point
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.controlled import ErrorControlled
 from gradflow.integrators.runge_kutta import EmbeddedPair
-from gradflow.integrators.step_size import ErrorControl, StepSize
+from gradflow.integrators.step_size import StepSize
 from gradflow.integrators.step_size.base import Proposal, safe_divide
 from gradflow.integrators.step_size.error_control import Control
 from gradflow.loss import LossFunction
@@ -97,6 +97,11 @@ class Switching(Integrator):
     error_order: ClassVar[int] = 3  # judged by the rules of the two
     error_norm: ClassVar[str] = "l2"
     interpolates: ClassVar[bool] = True
+
+    @property
+    def methods(self) -> tuple[ErrorControlled, EmbeddedPair]:
+        """The stiff one, and the explicit one."""
+        return self.stiff, self.explicit
 
     def _of(self, explicit: bool) -> ErrorControlled:
         return self.explicit if explicit else self.stiff
@@ -203,7 +208,7 @@ class Switching(Integrator):
 
     def state_dict(self, state: Course) -> dict[str, Any]:
         """Return the state with those of the methods as they give them."""
-        pairs = zip((self.stiff, self.explicit), state.states, strict=True)
+        pairs = zip(self.methods, state.states, strict=True)
         return {
             "course": dataclasses.replace(state, states=(None, None)),
             "states": [method.state_dict(each) for method, each in pairs],
@@ -212,7 +217,7 @@ class Switching(Integrator):
     def load_state(self, saved: Mapping[str, Any], point: Point) -> Course:
         """Make the state again."""
         course = cast(Course, saved["course"])
-        pairs = zip((self.stiff, self.explicit), saved["states"], strict=True)
+        pairs = zip(self.methods, saved["states"], strict=True)
         point.field.keep_graph = self._of(course.explicit).keep_graph
         stiff, explicit = (method.load_state(each, point) for method, each in pairs)
         return dataclasses.replace(course, states=(stiff, explicit))
