@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ from gradflow.integrators.pairs import DormandPrince5
 from gradflow.integrators.step_size import ErrorControl
 from gradflow.integrators.step_size.error_control import least_rtol
 from gradflow.integrators.switching import Switching
+
+M = TypeVar("M", bound=FlowMethod)
 
 #: How much looser the tolerance of the second run is.
 _LOOSER = 10.0
@@ -102,14 +105,14 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
         If there is none: for an optimiser, for a method of first order, and for another library's.
     """
     if isinstance(integrator, Switching):
-        stiff, explicit = (
-            _looser(each, each.own_step_rule.resolve(each), dtype) for each in integrator.methods
-        )
-        looser = dataclasses.replace(integrator, stiff=stiff, explicit=explicit)
-        return SecondRun(looser, ratio=_CAPPED_RATIO)
+        stiff, explicit = integrator.stiff, integrator.explicit
+        looser_pair = _looser(explicit, explicit.own_step_rule.resolve(explicit), dtype)
+        looser_stiff = _looser(stiff, stiff.own_step_rule.resolve(stiff), dtype)
+        both = Switching(looser_stiff, looser_pair, integrator.explicit_first)
+        return SecondRun(both, ratio=_CAPPED_RATIO)
     rule = integrator.step_rule
     if isinstance(rule, ErrorControl) and isinstance(integrator, FlowMethod):
-        looser = _looser(integrator, rule, dtype)
+        looser: FlowMethod = _looser(integrator, rule, dtype)
         if rule.cap is None:
             return SecondRun(looser, order=integrator.order)
         return SecondRun(looser, ratio=_CAPPED_RATIO)
@@ -117,7 +120,7 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     return SecondRun(DormandPrince5(rtol=max(_RTOL, least_rtol(dtype)), atol=0.01 * _RTOL))
 
 
-def _looser(integrator: FlowMethod, rule: ErrorControl, dtype: torch.dtype) -> FlowMethod:
+def _looser(integrator: M, rule: ErrorControl, dtype: torch.dtype) -> M:
     """Return the same method at ten times the tolerance; a bound on its steps grows as they do."""
     assert rule.order is not None
     options = {

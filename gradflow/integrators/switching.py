@@ -43,10 +43,10 @@ class Course:
         The explicit method takes the next step.
     states : tuple
         Of the stiff and the explicit method.
-    stiff_cost, explicit_cost : float
-        What each is expected to cost until the time has doubled, in gradients over that time.
+    costs : tuple of float
+        What the last steps of each cost per unit of time, times t, in gradients.
     rate : float
-        The flow's largest rate λ₁, as the last step saw it; NaN where it didn't.
+        The flow's largest rate λ₁, as a step saw it last.
     steps : int
         Since the last change.
     size : float
@@ -61,8 +61,7 @@ class Course:
 
     explicit: bool
     states: tuple[Any, Any]
-    stiff_cost: float
-    explicit_ratio: float = 1.0
+    costs: tuple[float, float]
     rate: float = math.nan
     steps: int = 0
     size: float = 0.0
@@ -75,11 +74,11 @@ class Course:
 class Switching(Integrator):
     """A stiff method, and an explicit one where that costs less.
 
-    What the explicit method costs per unit of time is known beforehand where stability limits its steps: its stages
-    over its stability interval, times λ₁, times the ratio to that of what its last steps did cost. The stiff method's
-    steps follow the flow, which slows down: over times [t, 2t] it costs about as much as over [t/2, t], so that
-    what a step cost is expected again in proportion to 1/t. The method whose cost until 2t is less takes the next step.
-    All of this counts gradients and products, not seconds: a run takes the same steps everywhere.
+    Where accuracy limits the steps, they follow the flow, which slows down: over times [t, 2t] a method costs about as
+    much as over [t/2, t], so that what a step cost per unit of time is expected again in proportion to 1/t. Where
+    stability limits those of the explicit method, it costs its stages over its stability interval, times λ₁, which the
+    steps of both show. The method that is to cost less until 2t takes the next step. All of this counts gradients and
+    products, not seconds: a run takes the same steps everywhere.
 
     Parameters
     ----------
@@ -138,7 +137,7 @@ class Switching(Integrator):
         """Begin."""
         states = self.stiff.init(point), self.explicit.init(point)
         expected = _PRIOR * (1e-4 / self.stiff.rtol) ** (1 / cast(int, self.stiff.error_order))
-        return Course(self.explicit_first, states, expected)
+        return Course(self.explicit_first, states, (expected, 0.0))
 
     def first_size(self, point: Point, state: Course) -> float:
         """Return the guess of the method that begins."""
@@ -162,16 +161,15 @@ class Switching(Integrator):
     def _measured(self, state: Course, result: StepResult, price: float, took: float) -> Course:
         """Note what a step cost per unit of time, and the rate that it saw."""
         pairs = result.pairs
-        rate = float(pairs.values[0]) if pairs is not None and len(pairs) else math.nan
-        t = state.t + took
-        now = dataclasses.replace(_with_state(state, result.state), rate=rate, steps=state.steps + 1, t=t)
-        mean = 0.5 if state.steps > 1 else 1.0  # the first steps after a change are of their own kind
-        if state.explicit:
-            ratio = safe_divide(price, self._least(rate))
-            return dataclasses.replace(
-                now, explicit_ratio=_between(now.explicit_ratio, max(1.0, ratio), mean)
-            )
-        return dataclasses.replace(now, stiff_cost=_between(now.stiff_cost, price * t, mean), size=took)
+        rate = float(pairs.values[0]) if pairs is not None and len(pairs) else state.rate
+        t, before = state.t + took, state.costs[state.explicit]
+        # The first steps after a change are of their own kind.
+        cost = 0.5 * (before + price * t) if state.steps > 1 else price * t
+        stiff, explicit = state.costs
+        costs = (stiff, cost) if state.explicit else (cost, explicit)
+        size = state.size if state.explicit else took
+        now = dataclasses.replace(state, costs=costs, rate=rate, steps=state.steps + 1, size=size, t=t)
+        return _with_state(now, result.state)
 
     def _least(self, rate: float) -> float:
         """Return what the explicit method costs per unit of time if stability alone limits its steps."""
@@ -180,8 +178,8 @@ class Switching(Integrator):
 
     def _chosen(self, state: Course, took: float) -> Course:
         """Return the state with the method that is to take the next step."""
-        stiff = math.log(2) * state.stiff_cost / state.t
-        explicit = state.explicit_ratio * self._least(state.rate)
+        stiff, explicit = (math.log(2) * cost / state.t for cost in state.costs)
+        explicit = max(explicit, self._least(state.rate))
         gain = _GAIN if state.steps >= _SETTLE else _CLEAR
         change = state.t, not state.explicit, stiff, explicit
         if state.explicit and stiff < gain * explicit:
@@ -226,10 +224,6 @@ class Switching(Integrator):
 def _with_state(course: Course, state: Any) -> Course:
     stiff, explicit = course.states
     return dataclasses.replace(course, states=(stiff, state) if course.explicit else (state, explicit))
-
-
-def _between(before: float, now: float, part: float) -> float:
-    return before + part * (now - before) if math.isfinite(now) else before
 
 
 def _spent(field: Field) -> float:
