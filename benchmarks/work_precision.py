@@ -1,135 +1,85 @@
-"""Error of θ(T) against cost, for every way to integrate the gradient flow.
+"""Error of θ(T) against cost, for every way to integrate the gradient flow; and `auto` beside the best of them.
 
 All contestants start from the same θ₀ and run in one process, one after another, `--repeat` times round; seconds
-are medians. The error is ‖θ(T) − θ*(T)‖ over the distance travelled, with θ* from another library's
-explicit method at a tolerance of 1e-9 (scipy:DOP853 in float64; torchdiffeq's dopri8 for the images). Cost is
-in gradients: a Hessian–vector product counts what it was measured to take on the same problem (in blocks of
-P for a dense Hessian).
+are medians. The error is ‖θ(T) − θ*(T)‖ over the distance travelled, with θ* from another library's method at a
+tolerance of 1e-9. Cost is in gradients: a Hessian–vector product counts what it was measured to take on the same
+problem (in blocks of P for a dense Hessian). `auto` is given rtol alone.
 
-    python benchmarks/work_precision.py --data DIR [--only chebyshev-3-short …] [--quick] [--out DIR]
+    python benchmarks/work_precision.py --work DIR --data DIR [--only NAME …]     measures what DIR hasn't got
+    python benchmarks/work_precision.py --work DIR --publish docs/benchmarks      writes the tables
 """
 
 import argparse
 import copy
 import json
 import math
+import subprocess
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from common import cifar, cnn_tanh, fc_tanh, median, price_of_products, publish
+from common import median, price_of_products, publish
+from flows import FLOWS, Flow
 
 import gradflow
 
-
-@dataclass
-class Problem:
-    """A flow to integrate."""
-
-    make: Callable[[str | None], tuple[gradflow.LossFunction, torch.Tensor]]
-    t_max: float
-    reference: str
-    peers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+Entry = tuple[str, dict[str, Any]]
 
 
-def named(dataset: str, net: str, criterion: str, dtype: torch.dtype) -> Callable[..., Any]:
-    """Take one of gradflow's problems."""
-
-    def make(directory: str | None) -> tuple[gradflow.LossFunction, torch.Tensor]:
-        train, _, theta = gradflow.problems.load(dataset, net, criterion, dtype=dtype)
-        return train, theta
-
-    return make
+def tolerances(name: str, *rtols: float, **more: Any) -> list[Entry]:
+    """Return a method with every rtol, atol a hundredth of it."""
+    return [(name, {"rtol": rtol, "atol": 0.01 * rtol, **more}) for rtol in rtols]
 
 
-def images(net: Callable[[], Any], n: int, criterion: str) -> Callable[..., Any]:
-    """Take a net on CIFAR-10."""
+AUTO: list[Entry] = [("auto", {"rtol": rtol}) for rtol in (1e-2, 1e-3, 1e-4, 1e-5, 1e-6, 1e-7)]
+STIFF = [
+    *tolerances("exprb32", 1e-2, 1e-3, 1e-4),
+    *tolerances("exprb43", 1e-2, 1e-3, 1e-4, 1e-5),
+    *tolerances("exprb54", 1e-3, 1e-4, 1e-5, 1e-6),
+    *tolerances("rkc", 1e-2, 1e-3, 1e-4, 1e-5),
+]
+EXPLICIT = [
+    *tolerances("tsit5", 1e-3, 1e-4, 1e-5, 1e-6, cap=False),
+    *tolerances("dop853", 1e-4, 1e-6, 1e-8, cap=False),
+    *tolerances("torchdiffeq:dopri5", 1e-3, 1e-5),
+    *tolerances("torchdiffeq:dopri8", 1e-4, 1e-7),
+    *tolerances("torchdiffeq:adaptive_heun", 1e-3, 1e-4),
+]
+SMALL = [*tolerances("scipy:BDF", 1e-3, 1e-4, 1e-5, 1e-6), *tolerances("scipy:LSODA", 1e-4, 1e-6)]
+COMPILED = [
+    *tolerances("diffrax Tsit5", 1e-3, 1e-4, 1e-6),
+    *tolerances("diffrax Kvaerno5", 1e-3, 1e-4, 1e-6),
+]
+FIRST_ORDER: list[Entry] = [
+    ("expeuler", {}),
+    ("stable-solvers AdaptiveGradientDescent", {"lr": 1e9}),
+    ("stable-solvers ExponentialEulerSolver", {"max_step_size": 1.0}),
+]
+#: Problems with squared error, as the solvers of Stable-Solvers are written for, that aren't too long for them.
+WITH_FIRST_ORDER = {"chebyshev-3 short", "cifar fc-tanh mse short"}
+#: Errors at which `auto` is set against the best.
+ERRORS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+#: Seconds above which a contestant runs once, and after which one of another library is stopped.
+ONCE, LONGEST = 20.0, 600.0
 
-    def make(directory: str | None) -> tuple[gradflow.LossFunction, torch.Tensor]:
-        loss = cifar(net, n, criterion, directory)
-        return loss, loss.parameters()
 
-    return make
-
-
-def tolerances(*rtols: float, **more: Any) -> list[dict[str, Any]]:
-    """Return options for every rtol, atol a hundredth of it."""
-    return [{"rtol": rtol, "atol": 0.01 * rtol, **more} for rtol in rtols]
-
-
-SMALL = {
-    "exprb32": tolerances(1e-4, 1e-5, 1e-6) + tolerances(1e-5, 1e-6, dense=False, krylov_tol=1e-4),
-    "exprb43": tolerances(1e-4, 1e-5, 1e-6) + tolerances(1e-4, 1e-5, 1e-6, dense=False, krylov_tol=1e-4),
-    "rkc": tolerances(1e-3, 1e-4, 1e-5, 1e-6),
-    "scipy:BDF": tolerances(1e-3, 1e-4, 1e-5),
-    "scipy:LSODA": tolerances(1e-4),
-    "rk4": [{}],
-}
-LARGE = {
-    "rk4": [{}],
-    "exprb32": tolerances(1e-3, 1e-4, 1e-5),
-    "exprb43": tolerances(1e-3, 1e-4, 1e-5),
-    "rkc": tolerances(1e-3, 1e-4, 1e-5),
-    "torchdiffeq:dopri5": tolerances(1e-4),
-    "torchdiffeq:dopri8": tolerances(1e-4),
-    "torchdiffeq:adaptive_heun": tolerances(1e-4),
-}
-LONG = {
-    "rk4": [{}],
-    "exprb32": tolerances(1e-3, 1e-4),
-    "exprb43": tolerances(1e-3, 1e-4),
-    "rkc": tolerances(1e-3, 1e-4),
-    "torchdiffeq:dopri5": tolerances(1e-4),
-    "torchdiffeq:adaptive_heun": tolerances(1e-4),
-    "stable-solvers AdaptiveGradientDescent": [{"lr": 1e9}],
-}
-UNCAPPED = {"torchdiffeq:dopri5": [*LARGE["torchdiffeq:dopri5"], *tolerances(1e-2, cap=False)]}
-FIRST_ORDER = {"expeuler": [{}], "adaptive-gd": [{"lr": 1e9}]}
-PEERS = {
-    "stable-solvers AdaptiveGradientDescent": [{"lr": 1e9}],
-    "stable-solvers ExponentialEulerSolver": [{"max_step_size": 1.0}],
-}
-JAX = {"diffrax Tsit5": tolerances(1e-4), "diffrax Kvaerno5": tolerances(1e-4, 1e-6)}
-EXPLICIT = {"scipy:DOP853": tolerances(1e-4), "torchdiffeq:dopri5": tolerances(1e-4)}
-
-double, single = torch.float64, torch.float32
-PROBLEMS = {
-    "chebyshev-3 short": Problem(
-        named("chebyshev-3-20", "regression", "mse", double),
-        20.0,
-        "scipy:DOP853",
-        SMALL | EXPLICIT | FIRST_ORDER | JAX | PEERS,
-    ),
-    "chebyshev-3 long": Problem(
-        named("chebyshev-3-20", "regression", "mse", double), 2990.0, "scipy:DOP853", SMALL | JAX
-    ),
-    "chebyshev-5 long": Problem(
-        named("chebyshev-5-20", "regression", "mse", double), 2990.0, "scipy:DOP853", SMALL | JAX
-    ),
-    "digits fc-tanh ce": Problem(
-        named("digits", "fc-tanh", "ce", single), 150.0, "torchdiffeq:dopri8", LARGE
-    ),
-    "digits fc-tanh mse": Problem(
-        named("digits", "fc-tanh", "mse", single), 150.0, "torchdiffeq:dopri8", LARGE
-    ),
-    "cifar fc-tanh mse short": Problem(
-        images(lambda: fc_tanh(100), 500, "mse"),
-        8.0,
-        "torchdiffeq:dopri8",
-        LARGE | UNCAPPED | FIRST_ORDER | PEERS,
-    ),
-    "cifar fc-tanh mse long": Problem(
-        images(lambda: fc_tanh(100), 500, "mse"), 100.0, "torchdiffeq:dopri8", LONG
-    ),
-    "cifar fc-tanh ce": Problem(images(lambda: fc_tanh(100), 500, "ce"), 20.0, "torchdiffeq:dopri8", LARGE),
-    "cifar cnn-tanh mse": Problem(images(cnn_tanh, 100, "mse"), 10.0, "torchdiffeq:dopri8", LARGE),
-    "cifar cnn-tanh ce": Problem(images(cnn_tanh, 100, "ce"), 10.0, "torchdiffeq:dopri8", LARGE),
-}
+def contestants(name: str, flow: Flow) -> list[Entry]:
+    """Return who runs on a problem."""
+    entries: list[Entry] = [("rk4", {}), *AUTO, *STIFF]
+    if not flow.long:
+        entries += EXPLICIT
+    elif not flow.small:
+        entries += tolerances("torchdiffeq:adaptive_heun", 1e-4)
+    if flow.small:
+        entries += SMALL + COMPILED
+    if name in WITH_FIRST_ORDER:
+        entries += FIRST_ORDER
+    return entries
 
 
 @dataclass
@@ -148,15 +98,16 @@ def ours(
     method: str, options: dict[str, Any], loss: gradflow.LossFunction, theta: torch.Tensor, t: float
 ) -> Run:
     """Run a method of gradflow, recording its ends alone."""
-    limit = {"max_steps": 2000} if options.get("cap") is False else {}
     started = time.perf_counter()
     ds = gradflow.integrate(
-        loss, theta, method=method, t_max=t, save_every=t, params_every=t, **limit, **options
+        loss, theta, method=method, t_max=t, save_every=t, params_every=t, max_wall_time=LONGEST, **options
     )
     elapsed = time.perf_counter() - started
-    small = theta.numel() <= 400
-    dense = method == "scipy:BDF" or (method.startswith("exprb") and options.get("dense", small))
     note = "" if float(ds.time[-1]) >= t else f"ended at t = {float(ds.time[-1]):.3g}"
+    note = ds.attrs.get("method_choices", note) if not note else note
+    small = theta.numel() <= 400
+    stiff = str(ds.attrs.get("method_choices", method))
+    dense = method == "scipy:BDF" or (small and "exprb" in stiff)
     return Run(ds.params.values, int(ds.n_gradients[-1]), int(ds.n_hvps[-1]), elapsed, note, dense)
 
 
@@ -258,113 +209,174 @@ def contestant(label: str) -> Callable[..., Run]:
     return lambda *args: ours(label, *args)
 
 
-def measure(
-    name: str, problem: Problem, directory: str | None, repeat: int
-) -> tuple[str, list[dict[str, object]]]:
-    """Run all contestants of a problem, and give its heading and table."""
-    loss, theta = problem.make(directory)
+def measure(name: str, flow: Flow, directory: str | None, work: Path, repeat: int) -> None:
+    """Run all contestants of a problem that `work` hasn't got, and keep what they did."""
+    loss, theta = flow.make(directory)
+    path = work / f"{name.replace(' ', '_')}.json"
+    known = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    known |= facts(loss, theta, flow, path.with_suffix(".npy")) if "price" not in known else {}
+    reference = np.load(path.with_suffix(".npy"))
+    travelled = np.linalg.norm(reference - theta.double().numpy())
+    missing = [entry for entry in contestants(name, flow) if key_of(entry) not in known["runs"]]
+    runs: dict[str, list[Run]] = {key_of(entry): [] for entry in missing}
+    for _ in range(repeat):
+        for entry in missing:
+            done = runs[key_of(entry)]
+            if done and not done[0].seconds < ONCE:
+                continue
+            done.append(contestant(entry[0])(entry[1], loss, theta, flow.t_max))
+            print(f"  {key_of(entry)}: {done[-1].seconds:.2f} s", flush=True)
+    for entry in missing:
+        run = runs[key_of(entry)][0]
+        found = asdict(run) | {
+            "error": float(np.linalg.norm(run.theta - reference) / travelled),
+            "seconds": [each.seconds for each in runs[key_of(entry)]],
+            "commit": commit(),
+        }
+        del found["theta"]
+        known["runs"][key_of(entry)] = found
+    path.write_text(json.dumps(known, indent=1, ensure_ascii=False))
+
+
+def key_of(entry: Entry) -> str:
+    """Name a contestant with its options."""
+    options = {k: f"{v:g}" if isinstance(v, float) else str(v) for k, v in entry[1].items() if k != "atol"}
+    return ", ".join([entry[0], *(f"{k}={v}" for k, v in options.items())])
+
+
+def commit() -> str:
+    """Return the commit that is measured."""
+    return subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def facts(loss: gradflow.LossFunction, theta: torch.Tensor, flow: Flow, path: Path) -> dict[str, Any]:
+    """Integrate the reference, and measure what products cost."""
     started = time.perf_counter()
     exact = gradflow.integrate(
-        loss, theta.double(), method=problem.reference, rtol=1e-9, atol=1e-12, t_max=problem.t_max,
-        save_every=problem.t_max, n_eigs=1,
+        loss, theta.double(), method=flow.reference, rtol=1e-9, atol=1e-12, t_max=flow.t_max,
+        save_every=flow.t_max, n_eigs=1,
     )  # fmt: skip
-    reference = exact.params.values
-    λ = exact.eigenvalue.values[[0, -1], 0]
     print(f"  reference: {time.perf_counter() - started:.0f} s", flush=True)
-    travelled = np.linalg.norm(reference - theta.double().numpy())
-    price, P = price_of_products(loss, theta), theta.numel()
-    block_price = price_of_products(loss, theta, block=P) if P <= 1000 else math.nan
-    entries = [(label, options) for label, settings in problem.peers.items() for options in settings]
-    runs: dict[int, list[Run]] = {i: [] for i in range(len(entries))}
-    for _ in range(repeat):
-        for i, (label, options) in enumerate(entries):
-            if runs[i] and not runs[i][0].seconds < 20:
-                continue  # once is enough
-            runs[i].append(contestant(label)(options, loss, theta, problem.t_max))
-            print(f"  {label} {options}: {runs[i][-1].seconds:.2f} s", flush=True)
-    rows, costs = [], []
-    for i, (label, options) in enumerate(entries):
-        run = runs[i][0]
-        error = float(np.linalg.norm(run.theta - reference) / travelled)
-        cost = math.nan
-        if run.n_gradients is not None and run.n_hvps is not None:
-            cost = run.n_gradients + (block_price if run.dense else price) * run.n_hvps
-        costs.append(cost)
+    np.save(path, exact.params.values)
+    P = theta.numel()
+    return {
+        "P": P,
+        "sharpness": exact.eigenvalue.values[[0, -1], 0].tolist(),
+        "loss": exact.train_loss.values[[0, -1]].tolist(),
+        "price": price_of_products(loss, theta),
+        "block_price": price_of_products(loss, theta, block=P) if P <= 1000 else None,
+    }
+
+
+def cost_of(run: dict[str, Any], known: dict[str, Any]) -> float:
+    """Return what a run cost in gradients; NaN for a compiled one."""
+    if run["n_gradients"] is None:
+        return math.nan
+    price = known["block_price"] if run["dense"] else known["price"]
+    return float(run["n_gradients"] + price * run["n_hvps"])
+
+
+def table(name: str, flow: Flow, known: dict[str, Any]) -> tuple[str, list[dict[str, object]]]:
+    """Return the heading and the rows of a problem."""
+    base = known["runs"]["rk4"]
+    rows: list[dict[str, object]] = []
+    for entry in contestants(name, flow):
+        run = known["runs"].get(key_of(entry))
+        if run is None:
+            continue
+        cost, seconds = cost_of(run, known), median(run["seconds"])
         rows.append(
             {
-                "method": label,
-                "options": ", ".join(
-                    f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}"
-                    for k, v in options.items()
-                    if k != "atol"
-                ),
-                "gradients": run.n_gradients if run.n_gradients is not None else "–",
-                "H·v": run.n_hvps if run.n_hvps is not None else "–",
-                "error": f"{error:.1e}",
-                "seconds": f"{median([r.seconds for r in runs[i]]):.2f}",
-                "note": run.note,
+                "method": key_of(entry),
+                "gradients": "–" if run["n_gradients"] is None else run["n_gradients"],
+                "H·v": "–" if run["n_hvps"] is None else run["n_hvps"],
+                "error": f"{run['error']:.1e}",
+                "seconds": f"{seconds:.2f}",
+                "gradient equivalents": "–" if math.isnan(cost) else f"{cost:,.0f}",
+                "fewer than rk4": "–" if math.isnan(cost) else f"{cost_of(base, known) / cost:.3g}×",
+                "faster than rk4": f"{median(base['seconds']) / seconds:.3g}×",
+                "note": run["note"],
             }
         )
-    base = next(i for i, (label, options) in enumerate(entries) if label == "rk4" and not options)
-    base_seconds = median([r.seconds for r in runs[base]])
-    for i, (row, cost) in enumerate(zip(rows, costs, strict=True)):
-        speed = base_seconds / median([r.seconds for r in runs[i]])
-        note = row.pop("note")
-        row["gradient equivalents"] = "–" if math.isnan(cost) else f"{cost:,.0f}"
-        row["fewer than rk4"] = "–" if math.isnan(cost) else f"{costs[base] / cost:.3g}×"
-        row["faster than rk4"] = f"{speed:.3g}×" if math.isfinite(speed) else "–"
-        row["note"] = note
-    rows.insert(
-        0,
-        {
-            "method": f"*price of an H·v: {price:.2f} gradients"
-            + (f" ({block_price:.2f} in a block of {P})*" if P <= 1000 else "*")
-        },
-    )
-    rows[0] |= dict.fromkeys(list(rows[1])[1:], "")
-    heading = (
-        f"{name}, T = {problem.t_max:g}, P = {P:,}, λ₁ {λ[0]:.3g} → {λ[1]:.3g}, "
-        f"loss {float(exact.train_loss[0]):.3g} → "
-        f"{float(exact.train_loss[-1]):.3g}"
-    )
-    return heading, rows
+    block = f" ({known['block_price']:.2f} in a block of {known['P']})" if known["block_price"] else ""
+    rows.insert(0, {"method": f"*price of an H·v: {known['price']:.2f} gradients{block}*"})
+    λ, loss = known["sharpness"], known["loss"]
+    seen = f"λ₁ {λ[0]:.3g} → {λ[1]:.3g}, loss {loss[0]:.3g} → {loss[1]:.3g}"
+    return f"{name}, T = {flow.t_max:g}, P = {known['P']:,}, {seen}", rows
+
+
+def at_error(points: list[tuple[float, float]], error: float) -> float:
+    """Return the cost at an error between two runs of one method, in logarithms; infinite where none is as good."""
+    reached = sorted((e, c) for e, c in points if e > 0 and math.isfinite(e) and math.isfinite(c))
+    best = [(e, min(c for e2, c in reached if e2 <= e)) for e, _ in reached]  # a tighter run serves too
+    if not best or best[0][0] > error:
+        return math.inf
+    above = [point for point in best if point[0] > error]
+    (e0, c0) = [point for point in best if point[0] <= error][-1]
+    if not above or above[0][1] >= c0:
+        return c0
+    e1, c1 = above[0]
+    return math.exp(np.interp(math.log(error), np.log([e0, e1]), np.log([c0, c1])))
+
+
+def front(known: dict[str, Any]) -> list[dict[str, object]]:
+    """Return `auto` beside the best contestant at each error, in gradient equivalents and in seconds."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for key, run in known["runs"].items():
+        if run["n_gradients"] is not None:  # compiled ones apart
+            curves.setdefault(key.split(",")[0], []).append(run)
+    rows = []
+    for error in ERRORS:
+        row: dict[str, object] = {"error": f"{error:.0e}"}
+        for what, price in (
+            ("gradient equivalents", lambda run: cost_of(run, known)),
+            ("seconds", lambda run: median(run["seconds"])),
+        ):
+            costs = {
+                name: at_error([(run["error"], price(run)) for run in runs], error)
+                for name, runs in curves.items()
+            }
+            auto = costs.pop("auto", math.inf)
+            best = min(costs, key=costs.__getitem__)
+            row[f"{what}: best"] = f"{costs[best]:.3g} ({best})" if math.isfinite(costs[best]) else "–"
+            row[f"{what}: auto"] = f"{auto:.3g}" if math.isfinite(auto) else "–"
+            row[f"{what}: ratio"] = f"{auto / costs[best]:.2f}" if math.isfinite(auto * costs[best]) else "–"
+        rows.append(row)
+    return rows
 
 
 def main() -> None:
-    """Run the problems, and write the tables."""
+    """Run the problems, or write the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", help="directory of CIFAR-10 (default: $GRADFLOW_DATA)")
-    parser.add_argument("--only", nargs="*", help="names of problems; the others stay in the table")
+    parser.add_argument("--work", required=True, help="directory of what has been measured")
+    parser.add_argument("--only", nargs="*", choices=list(FLOWS), help="names of problems")
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--out", default="docs/benchmarks")
-    parser.add_argument("--name", default="work_precision", help="of the files")
+    parser.add_argument("--publish", help="directory for the tables")
     args = parser.parse_args()
+    work = Path(args.work)
+    work.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore")
-    known = Path(args.out) / f"{args.name}.json"
-    sections = json.loads(known.read_text())["tables"] if args.only and known.exists() else {}
-    for name, problem in PROBLEMS.items():
-        if args.only and name not in args.only:
-            continue
-        print(name, flush=True)
-        heading, rows = measure(name, problem, args.data, args.repeat)
-        sections = {title: table for title, table in sections.items() if not title.startswith(f"{name},")}
-        sections[heading] = rows
-        order = {
-            title: i
-            for i, known in enumerate(PROBLEMS)
-            for title in sections
-            if title.startswith(f"{known},")
-        }
-        sections = {title: sections[title] for title in sorted(order, key=order.__getitem__)}
-        publish(
-            args.name,
-            args.out,
-            "Work and precision",
-            sections,
-            (__doc__ or "").split("\n\n")[1].replace("\n", " "),
-        )
+    if args.publish is None:
+        for name, flow in FLOWS.items():
+            if not args.only or name in args.only:
+                print(name, flush=True)
+                measure(name, flow, args.data, work, args.repeat)
+        return
+    sections, fronts = {}, {}
+    for name, flow in FLOWS.items():
+        path = work / f"{name.replace(' ', '_')}.json"
+        if path.exists():
+            known = json.loads(path.read_text())
+            heading, rows = table(name, flow, known)
+            sections[heading] = rows
+            fronts[f"auto beside the best: {name}"] = front(known)
+    notes = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
+    publish("work_precision", args.publish, "Work and precision", fronts | sections, notes)
 
 
 if __name__ == "__main__":
