@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import BuiltinFunctionType, FunctionType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,7 @@ def fits(loss: NetworkLoss, theta: Tensor) -> bool:
         and not _is_watched()
         and not torch.is_inference_mode_enabled()
         and not torch.is_autocast_enabled(theta.device.type)
+        and not torch.is_anomaly_enabled()
         and not _has_any_global_hook()
     )
 
@@ -70,7 +71,8 @@ def obstacle(loss: NetworkLoss, theta: Tensor, *, any_code: bool) -> str | None:
         return "the data are read at every evaluation, for they don't fit in memory_budget"
     if _RECORDING * loss.kept_bytes(torch.float64) > loss.memory_budget:
         return "recording takes more than memory_budget"
-    functions = custom_functions(loss(theta.detach().clone().requires_grad_(True)))
+    with torch.enable_grad():
+        functions = custom_functions(loss(theta.detach().clone().requires_grad_(True)))
     if functions:
         return f"there are derivatives that aren't torch's ({', '.join(sorted(functions))})"
     if any_code:
@@ -84,8 +86,17 @@ def obstacle(loss: NetworkLoss, theta: Tensor, *, any_code: bool) -> str | None:
 
 def _is_known(part: object) -> bool:
     """Whether a module or a criterion reads nothing but its own attributes."""
-    home = part.__module__ if isinstance(part, FunctionType | BuiltinFunctionType) else type(part).__module__
-    return f"{home}.".startswith(_KNOWN) and "forward" not in getattr(part, "__dict__", {})
+    if isinstance(part, BuiltinFunctionType):
+        return f"{part.__module__}.".startswith("torch.")
+    home = part.__module__ if isinstance(part, FunctionType) else type(part).__module__
+    own = getattr(part, "__dict__", {})
+    is_whole = "forward" not in own and all(map(_is_known, filter(_is_function, own.values())))
+    return f"{home}.".startswith(_KNOWN) and is_whole
+
+
+def _is_function(attribute: object) -> bool:
+    """Whether an attribute (an activation, a distance) is code of its own; modules are looked at one by one."""
+    return callable(attribute) and not isinstance(attribute, nn.Module | Tensor | type)
 
 
 def _modules(loss: NetworkLoss) -> list[nn.Module]:
@@ -94,23 +105,39 @@ def _modules(loss: NetworkLoss) -> list[nn.Module]:
 
 
 class Surroundings:
-    """The attributes of net and criterion, to see whether one is replaced.
+    """What net and criterion are made of, to see whether a part of it is replaced.
 
-    Tensors among them may be written to: a capture reads them anew.
+    That is their classes, their attributes, and where the tensors among these have their numbers, which may be
+    written to: a capture reads them anew.
     """
 
     def __init__(self, loss: NetworkLoss) -> None:
-        own = [vars(module) for module in _modules(loss)]
-        dicts = own + [
-            value for attributes in own for value in attributes.values() if isinstance(value, dict)
+        self._modules = _modules(loss)
+        own = [vars(module) for module in self._modules]
+        values = [value for attributes in own for value in attributes.values()]
+        dicts = own + [value for value in values if isinstance(value, dict)]
+        self._empty: list[dict[str, Any] | list[Any]] = [each for each in dicts if not each]
+        self._dicts = [each for each in dicts if each]
+        self._lists = [value for value in values if isinstance(value, list)]
+        inside = [value for each in dicts for value in each.values()]
+        replaced = {id(p) for name, p in loss.net.named_parameters() if name in set(loss.names)}
+        self._tensors = [
+            value
+            for value in inside
+            if isinstance(value, Tensor) and value.layout == torch.strided and id(value) not in replaced
         ]
-        self._empty = [each for each in dicts if not each]
-        self._full = [(each, list(each.values())) for each in dicts if each]
         # The values are kept, so that no other object gets the identity of one.
-        self._identities = [list(map(id, values)) for _, values in self._full]
+        self._values = [*map(list, self._lists), inside]
+        self._known = self._now()
 
     def changed(self) -> bool:
-        """Whether an attribute is another object now, or there are more or less of them."""
+        """Whether a class, an attribute, or where a tensor lies is another one now, or there are more or less."""
+        return any(self._empty) or self._now() != self._known
+
+    def _now(self) -> tuple[list[Any], ...]:
         return (
-            any(self._empty) or [list(map(id, each.values())) for each, _ in self._full] != self._identities
+            [list(map(id, each.values())) for each in self._dicts],
+            [list(map(id, each)) for each in self._lists],
+            [(type(module), type(module).forward) for module in self._modules],
+            [(each.data_ptr(), each.dtype, each.shape, each.stride()) for each in self._tensors],
         )

@@ -55,6 +55,7 @@ class Captures:
         self._counts: dict[Any, int] = {}
         self._made: dict[Any, Any] = {}  # None where there can't be one
         self._takes_third = False
+        self._is_in_vain = False
 
     def __reduce__(self) -> tuple[type[Captures], tuple[Compile]]:
         """Copy and pickle the option alone: captures are made again."""
@@ -94,7 +95,7 @@ class Captures:
         self._takes_third = True
 
     def _get(self, loss: NetworkLoss, theta: Tensor, what: Any, make: Callable[[], Any]) -> Any:
-        if self.compile is False or not fits(loss, theta):
+        if self.compile is False or self._is_in_vain or not fits(loss, theta):
             return None
         if self.surroundings is not None and self.surroundings.changed():
             self.surroundings = None
@@ -113,7 +114,12 @@ class Captures:
             why = obstacle(loss, theta, any_code=self.compile is True)
             self.surroundings = self.surroundings or Surroundings(loss)
             self._made[key] = None if why else make()
-        except (GradflowError, torch.OutOfMemoryError):  # the oracle will say it, too
+            if self.surroundings.changed():
+                self._is_in_vain = True  # no capture would outlive the next evaluation
+                raise UncapturableError(
+                    "the net, or the criterion, changes its attributes when it is evaluated"
+                )
+        except GradflowError:  # the oracle will say it, too
             return None
         except Exception as error:  # whatever it is, the oracle remains
             self._made[key], why = None, str(error).partition("\n")[0] or type(error).__name__
@@ -260,7 +266,7 @@ def _cut(tensors: tuple[Tensor, ...], n: int) -> tuple[tuple[Tensor, ...], tuple
 def _check_same(found: Sequence[Tensor], exact: Sequence[Tensor]) -> None:
     """Refuse a capture that doesn't give the bits of the oracle."""
     for a, b in zip(found, exact, strict=True):
-        if a.dtype != b.dtype or not torch.equal(a.nan_to_num(), b.nan_to_num()):
+        if a.dtype != b.dtype or not torch.allclose(a, b, rtol=0, atol=0, equal_nan=True):
             raise UncapturableError("what was captured gives other numbers than the net")
 
 

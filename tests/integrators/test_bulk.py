@@ -120,6 +120,13 @@ def test_the_first_eigenvalue_outside_is_extrapolated_while_it_grows():
     assert found[8].pairs.vectors.shape == (5, 3)
 
 
+def test_eigenvalues_that_fall_are_not_extrapolated_below_half():
+    """λ₃ = 4 falls by 1.2 a step until it is measured at step 3, as 0.4: four steps on it would be -4.4."""
+    found = proposals(Turning(0.0, growth=-0.3), 7, serves=5)
+    assert [float(each.pairs.values[2]) for each in found[3:]] == pytest.approx([0.4, 0.2, 0.2, 0.2])
+    assert all(each.h <= 1.0 for each in found)
+
+
 def test_residuals_are_a_tenth_of_the_first_eigenvalue_outside():
     """max|λ| is 40, so that 1e-2 is enough beside 4, and 2.5e-3 where steps are limited by 1/max_step = 1."""
     for residual, options, tolerances in (

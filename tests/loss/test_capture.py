@@ -325,9 +325,83 @@ def test_modes_autocast_and_views_are_left_to_the_net():
         assert torch.equal(captured.gradient(theta)[1], exact.gradient(theta)[1])
     with BaseTorchFunctionMode():
         assert not is_captured(captured)
+    with torch.autograd.set_detect_anomaly(True, check_nan=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert not is_captured(captured)
     odd = torch.cat([theta[:1], theta])[1:]
     assert not is_captured(captured, odd)
     assert is_captured(captured)
+
+
+@pytest.mark.parametrize("what", ["data", "strides", "class", "forward", "list"])
+def test_what_is_swapped_beneath_the_attributes_is_seen(what, monkeypatch):
+    pool = nn.AvgPool2d([3, 3], [1, 1], [1, 1])
+    with torch.random.fork_rng():
+        layers = nn.Linear(3, 4), nn.Tanh(), nn.Unflatten(1, (1, 2, 2)), pool, nn.Flatten(), nn.Linear(4, 2)
+    net = nn.Sequential(*layers).double()
+    net[0].weight.requires_grad_(False)
+    exact, captured = pair(net, check=None)
+    theta = torch.cos(torch.arange(len(exact.parameters()), dtype=torch.float64))
+    before = captured.gradient(theta)[1]
+    assert is_captured(captured, theta)
+    if what == "data":
+        net[0].weight.data = 2.0 * net[0].weight.data
+    elif what == "strides":
+        net[0].weight.data = torch.ones(3, 4, dtype=torch.float64).t()
+    elif what == "class":
+        net[1].__class__ = nn.Sigmoid
+    elif what == "forward":
+        monkeypatch.setattr(nn.Tanh, "forward", lambda module, x: torch.sin(x))
+    else:
+        pool.kernel_size[:], pool.padding[:] = [1, 1], [0, 0]
+    after = captured.gradient(theta)[1]
+    assert not torch.equal(after, before)
+    assert torch.equal(after, exact.gradient(theta)[1])
+
+
+def test_auto_takes_no_function_of_somebody_else_inside_a_module_of_torchs(monkeypatch):
+    monkeypatch.setattr(capture, "_PATIENCE", 1)
+    dataset = TensorDataset(
+        torch.ones(2, 3, 4, dtype=torch.float64).cumsum(1), torch.ones(2, 3, 4, dtype=torch.float64)
+    )
+    for activation, is_known in ((nn.functional.gelu, True), (torch.tanh, True), (lambda x: x.tanh(), False)):
+        with torch.random.fork_rng():
+            net = nn.TransformerEncoderLayer(4, 1, 3, dropout=0.0, activation=activation).double()
+        assert is_captured(make(net, dataset, check=None)) == is_known
+
+
+def test_what_cannot_last_is_captured_once_at_most(monkeypatch):
+    class Keeps(nn.Module):
+        def forward(self, x):
+            self.last = x.detach()
+            return x
+
+    tried = []
+    real = capture.record
+    monkeypatch.setattr(capture, "record", lambda *given: tried.append(1) or real(*given))
+    loss = make(mlp(act=Keeps), compile=True, check=None)
+    with pytest.warns(CheckWarning, match="changes its attributes when it is evaluated"):
+        loss.gradient(loss.parameters())
+    loss.gradient(loss.parameters())
+    assert len(tried) == 1
+
+    def full(*given):
+        tried.append(1)
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(capture, "record", full)
+    monkeypatch.setattr(capture, "_PATIENCE", 1)
+    loss = make(check=None)
+    for _ in range(3):
+        loss.gradient(loss.parameters())
+    assert len(tried) == 2
+
+
+def test_nan_is_not_taken_for_zero():
+    nan, zero = torch.tensor([float("nan")]), torch.zeros(1)
+    capture._check_same([nan], [nan])
+    with pytest.raises(UncapturableError):
+        capture._check_same([nan], [zero])
 
 
 # ---------------------------------------------------------------------- what a linearization promises

@@ -18,6 +18,8 @@ from gradflow.spectrum import Eigenpairs
 _NEGLECTED = 0.1
 #: Residual, relative to max|λ|, below which pairs aren't computed on that account.
 _FINEST = 1e-3
+#: Part of its measured size by which an eigenvalue is extrapolated downwards at most.
+_FALLS = 0.5
 #: Under what a step finds the pairs that it was sized with.
 _KEY = "pairs of the step"
 
@@ -33,10 +35,10 @@ class _Held:
     slopes: Tensor
 
     def at(self, step: int) -> Eigenpairs:
-        """Return the pairs with eigenvalues that are extrapolated to a step."""
-        return dataclasses.replace(
-            self.pairs, values=self.pairs.values + (step - self.since) * self.slopes, n_hvp=0
-        )
+        """Return the pairs with eigenvalues that are extrapolated to a step; too small ones would be unstable."""
+        λ = self.pairs.values
+        values = torch.maximum(λ + (step - self.since) * self.slopes, λ - _FALLS * λ.abs())
+        return dataclasses.replace(self.pairs, values=values, n_hvp=0)
 
 
 @dataclass(frozen=True)
