@@ -28,6 +28,8 @@ _FINE = 1e-5
 _TIGHT = 1e-7
 #: Without a cap, a looser tolerance saves the explicit method little: what limits its steps is stability.
 _EXPLICIT_RTOL = 1e-4
+#: At the stability limit its errors are of the tolerance in every step: it gets this part of it.
+_EXPLICIT_PART = 0.25
 #: The error of θ by `rkc` grows as rtol^(2/3): its rtol for an error of about rtol is this times rtol^(3/2).
 _RKC_RTOL = 15.0
 
@@ -65,8 +67,8 @@ class Auto(Exprb43):
         return Switching(
             stiff,
             explicit(
-                rtol=min(self.rtol, _EXPLICIT_RTOL),
-                atol=min(self.atol, 0.01 * _EXPLICIT_RTOL),
+                rtol=min(_EXPLICIT_PART * self.rtol, _EXPLICIT_RTOL),
+                atol=min(_EXPLICIT_PART * self.atol, 0.01 * _EXPLICIT_RTOL),
                 max_step=self.max_step,
                 loss_rtol=self.loss_rtol,
                 cap=False,

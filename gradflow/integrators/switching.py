@@ -18,8 +18,8 @@ from gradflow.integrators.step_size.error_control import Control
 from gradflow.loss import LossFunction
 from gradflow.plain import restorable
 
-#: What a Hessian–vector product costs, in gradients.
-_PRODUCT = 1.2
+#: What a Hessian–vector product costs, in gradients: by itself, and as one of P at once.
+_PRODUCT, _IN_A_BLOCK = 1.2, 0.1
 #: At the stability limit some steps of the explicit method are rejected: it costs this much more.
 _REJECTED = 1.25
 #: What the stiff method costs, in gradients, until the time has doubled, before that is measured: for rtol = 1e-4.
@@ -150,13 +150,18 @@ class Switching(Integrator):
 
     def step(self, point: Point, h: float, state: Course) -> StepResult:
         """Take a step by the method that is at it, and say which takes the next."""
-        spent = point.work(self, lambda: _spent(point.field))
+        spent = point.work(self, lambda: self._spent(point.field))
         result = self._of(state.explicit).step(point, h, state.states[state.explicit])
         took = h if result.h is None else result.h
-        cost = _spent(point.field) - spent + (result.end is None)
+        cost = self._spent(point.field) - spent + (result.end is None)
         after = self._chosen(self._measured(state, result, cost / took, took), took)
         point.field.keep_graph = self._of(after.explicit).keep_graph
         return dataclasses.replace(result, state=after)
+
+    def _spent(self, field: Field) -> float:
+        """Return what a run has cost so far, in gradients."""
+        in_a_block = getattr(self.stiff, "dense", False)
+        return field.cost.n_gradients + (_IN_A_BLOCK if in_a_block else _PRODUCT) * field.cost.n_hvps
 
     def _measured(self, state: Course, result: StepResult, price: float, took: float) -> Course:
         """Note what a step cost per unit of time, and the rate that it saw."""
@@ -224,11 +229,6 @@ class Switching(Integrator):
 def _with_state(course: Course, state: Any) -> Course:
     stiff, explicit = course.states
     return dataclasses.replace(course, states=(stiff, state) if course.explicit else (state, explicit))
-
-
-def _spent(field: Field) -> float:
-    """Return what a run has cost so far, in gradients."""
-    return field.cost.n_gradients + _PRODUCT * field.cost.n_hvps
 
 
 @restorable
