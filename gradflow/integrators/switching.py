@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
+
 from gradflow.flows import Field, Point
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.controlled import ErrorControlled
@@ -46,7 +48,7 @@ class Course:
     costs : tuple of float
         What the last steps of each cost per unit of time, times t, in gradients.
     rate : float
-        The flow's largest rate λ₁, as a step saw it last.
+        The flow's largest rate λ₁, as a step saw it last; in proportion to 1/t from there on, if later ones saw less.
     steps : int
         Since the last change.
     size : float
@@ -162,8 +164,10 @@ class Switching(Integrator):
     def _measured(self, state: Course, result: StepResult, price: float, took: float) -> Course:
         """Note what a step cost per unit of time, and the rate that it saw."""
         pairs = result.pairs
-        rate = float(pairs.values[0]) if pairs is not None and len(pairs) else state.rate
+        seen = float(pairs.values[0]) if pairs is not None and len(pairs) else math.nan
         t, before = state.t + took, state.costs[state.explicit]
+        # What the velocity has no part in, a step doesn't see: λ₁ falls at most as the flow slows down, with 1/t.
+        rate = float(np.fmax(seen, state.rate * state.t / t))
         # The first steps after a change are of their own kind.
         cost = 0.5 * (before + price * t) if state.steps > 1 else price * t
         stiff, explicit = state.costs

@@ -170,6 +170,12 @@ def test_a_step_that_raised_the_loss_is_taken_again_by_the_same_method():
         assert own.propose(point, 0.05, 1, stays).h >= 0.05
 
 
+def test_a_fast_mode_that_has_decayed_is_not_forgotten():
+    loss, theta = quadratic(rates(100.0))
+    auto = run(loss, theta, "auto", 5.0, 1e-2)
+    assert auto.attrs["method_choices"] == "exprb43 from t = 0"
+
+
 def test_an_option_that_one_method_alone_has_chooses_that():
     assert made(1e-5, krylov_tol=0.01) == METHODS["exprb54"](rtol=1e-5, krylov_tol=0.01)
     assert made(1e-5).name == "auto"
