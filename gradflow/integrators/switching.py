@@ -8,6 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self, cast
 
+import numpy as np
+
 from gradflow.flows import Field, Point
 from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.controlled import ErrorControlled
@@ -46,7 +48,7 @@ class Course:
     costs : tuple of float
         What the last steps of each cost per unit of time, times t, in gradients.
     rate : float
-        The flow's largest rate λ₁, as a step saw it last.
+        The flow's largest rate λ₁, as a step saw it last; in proportion to 1/t from there on, if later ones saw less.
     steps : int
         Since the last change.
     size : float
@@ -144,8 +146,9 @@ class Switching(Integrator):
         return self._of(state.explicit).first_size(point, state.states[state.explicit])
 
     def after_rejection(self, point: Point, state: Course) -> Course:
-        """Let the method that was rejected know."""
+        """Let the method that was rejected know, which takes the step again."""
         method = self._of(state.explicit)
+        point.field.keep_graph = method.keep_graph
         return _with_state(state, method.after_rejection(point, state.states[state.explicit]))
 
     def step(self, point: Point, h: float, state: Course) -> StepResult:
@@ -166,8 +169,10 @@ class Switching(Integrator):
     def _measured(self, state: Course, result: StepResult, price: float, took: float) -> Course:
         """Note what a step cost per unit of time, and the rate that it saw."""
         pairs = result.pairs
-        rate = float(pairs.values[0]) if pairs is not None and len(pairs) else state.rate
+        seen = float(pairs.values[0]) if pairs is not None and len(pairs) else math.nan
         t, before = state.t + took, state.costs[state.explicit]
+        # What the velocity has no part in, a step doesn't see: λ₁ falls at most as the flow slows down, with 1/t.
+        rate = float(np.fmax(seen, state.rate * state.t / t))
         # The first steps after a change are of their own kind.
         cost = 0.5 * (before + price * t) if state.steps > 1 else price * t
         stiff, explicit = state.costs
@@ -234,10 +239,11 @@ def _with_state(course: Course, state: Any) -> Course:
 @restorable
 @dataclass(frozen=True)
 class _State:
-    """Whose rule is at it, and its state."""
+    """Whose rule is at it, its state, and whose step was judged last."""
 
     explicit: bool
     inner: Any
+    judged: bool
 
 
 @dataclass(frozen=True)
@@ -255,7 +261,7 @@ class _BothRules(StepSize):
     def init(self, point: Point, first_size: Callable[[], float]) -> _State:
         """Begin with the rule of the method that begins."""
         rule = self.explicit if self.explicit_first else self.stiff
-        return _State(self.explicit_first, rule.init(point, first_size))
+        return _State(self.explicit_first, rule.init(point, first_size), self.explicit_first)
 
     def propose(self, point: Point, t: float, step: int, state: _State, *, fresh: bool = False) -> Proposal:
         """Propose what the method's rule proposes."""
@@ -266,12 +272,14 @@ class _BothRules(StepSize):
         """Judge by the method's rule, and go on with that of the next step's method."""
         accepted, inner = self._of(state).judge(point, h, result, state.inner)
         course = cast(Course, result.state)
+        state = dataclasses.replace(state, judged=state.explicit)
         if accepted and course.explicit != state.explicit:
-            return True, _State(course.explicit, Control(course.begin))
+            return True, _State(course.explicit, Control(course.begin), state.explicit)
         if accepted and state.explicit and course.rate > 0:
             inner = dataclasses.replace(inner, size=min(inner.size, self.stable / course.rate))
         return accepted, dataclasses.replace(state, inner=inner)
 
     def after_loss_increase(self, h: float, state: _State) -> _State:
-        """Go on as the method's rule says."""
-        return dataclasses.replace(state, inner=self._of(state).after_loss_increase(h, state.inner))
+        """Go on as the rule of the method says that took the step, and takes it again."""
+        rule = self.explicit if state.judged else self.stiff
+        return _State(state.judged, rule.after_loss_increase(h, state.inner), state.judged)

@@ -1,5 +1,7 @@
 """The method `auto`: a change between a stiff and an explicit method where the other costs less."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +10,10 @@ from scipy.integrate import solve_ivp
 
 import gradflow
 from gradflow import LossFunction
-from gradflow.flows import GradientFlow
+from gradflow.flows import Field, GradientFlow
 from gradflow.integrators import METHODS
+from gradflow.integrators.base import StepResult
+from gradflow.integrators.step_size.error_control import Control
 
 N = 500
 
@@ -141,6 +145,35 @@ def test_a_run_goes_on_bit_for_bit_over_a_change(tmp_path, n_steps):
     assert np.array_equal(whole.n_gradients.values, parts.n_gradients.values)
     assert whole.attrs["method_choices"] == parts.attrs["method_choices"]
     assert len(whole.attrs["method_choices"].split("; ")) > 1
+
+
+def test_a_step_that_raised_the_loss_is_taken_again_by_the_same_method():
+    loss, theta = quadratic(rates(100.0))
+    auto = made(1e-5).resolve(loss)
+    point = Field(loss).at(theta)
+    for explicit in (False, True):
+        course = dataclasses.replace(auto.init(point), explicit=explicit)
+        own = auto.step_rule.resolve(auto)
+        before = dataclasses.replace(own.init(point, lambda: 0.1), explicit=explicit, inner=Control(0.1))
+        after = dataclasses.replace(course, explicit=not explicit, begin=0.3)
+        accepted, changed = own.judge(point, 0.1, StepResult(theta, error=0.0, state=after), before)
+        assert accepted
+        assert changed.explicit != explicit
+        assert own.propose(point, 0.1, 1, changed).h == 0.3
+        again = own.after_loss_increase(0.1, changed)  # the change goes with the step
+        assert again.explicit == explicit
+        point.field.keep_graph = explicit  # as the method that would have come next wants it
+        auto.after_rejection(point, course)
+        assert point.field.keep_graph != explicit
+        accepted, stays = own.judge(point, 0.05, StepResult(theta, error=0.0, state=course), again)
+        assert accepted
+        assert own.propose(point, 0.05, 1, stays).h >= 0.05
+
+
+def test_a_fast_mode_that_has_decayed_is_not_forgotten():
+    loss, theta = quadratic(rates(100.0))
+    auto = run(loss, theta, "auto", 5.0, 1e-2)
+    assert auto.attrs["method_choices"] == "exprb43 from t = 0"
 
 
 def test_an_option_that_one_method_alone_has_chooses_that():
