@@ -111,7 +111,7 @@ def integrate(
     save_at : sequence of float, optional
         Times of records, increasing; on top of `save_every` when both are given.
     n_eigs : int, default 0
-        Number of top Hessian eigenvalues to record.
+        Top eigenvalues to record.
     eigs_every : float, gradflow.steps or sequence of float, optional
         Cadence of the eigenvalues. Default: every record.
     eigs_tol : float, default 1e-3
@@ -125,7 +125,7 @@ def integrate(
         Measure eigenvalues and density on the first so many training samples. A method that measures λ₁ for its
         steps goes on using all.
     n_projections : int, default 0
-        Number of random projections of θ to record.
+        Random projections to record.
     projections_every : float, gradflow.steps or sequence of float, optional
         Cadence of the projections. Default: every record.
     projection_seed : int, default 0
@@ -133,16 +133,16 @@ def integrate(
     params_every : float, gradflow.steps or sequence of float, optional
         Cadence of θ itself. Default: every record for P ≤ 1,000, else never.
     midpoint : bool, default False
-        Record an optimiser also at the midpoints of its iterates. That is, loss, gradient norm, eigenvalues,
-        projections and θ at (w_{t−1} + 2 w_t + w_{t+1})/4, each where it is recorded at w_t, and how far w_t is from
+        Record an optimiser at midpoints, too. That is, loss, gradient norm, eigenvalues, projections and
+        θ at (w_{t−1} + 2 w_t + w_{t+1})/4, each where it is recorded at w_t, and how far w_t is from
         there: what the centre of a flow at the edge of stability is compared with. The first and the last record have
         no midpoint.
     error_estimate : bool, default False
-        Record how far θ is from the flow, as a second run tells that costs no more than this one: the same method at
-        ten times the tolerance. Every record has ``theta_error_estimate``, ‖θ − θ*‖₂, and ``theta_error_tolerance``,
-        what the tolerance promises: the sum of atol + rtol·‖θ‖₂ over the steps so far, which bounds the error where the
-        flow doesn't make it larger. An estimate beyond it is warned of at the end. The run stays the same bit for bit,
-        and the second one counts as observing. Not for optimisers, and methods of other libraries.
+        Estimate the error of θ by a second run. That is one by the same method at ten times the tolerance, which costs
+        about as much as this one or less. Every record has ``theta_error_estimate``, ‖θ − θ*‖₂, and
+        ``theta_error_tolerance``, what the tolerance promises: the sum of atol + rtol·‖θ‖₂ over the steps so far, which
+        bounds the error where the flow doesn't make it larger. An estimate beyond it is warned of at the end. The run
+        stays the same bit for bit, and the second one counts as observing. Not for optimisers, and methods of other libraries.
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional
@@ -153,9 +153,9 @@ def integrate(
     events : sequence of gradflow.Event, default ()
         Where quantities cross values: located, recorded, and the end of the run where they are terminal.
     loss_goal : float, optional
-        Stop when the training loss is at or below it: a flow to 1e-6 of a step.
+        Stop at this training loss. A flow stops within 1e-6 of a step.
     acc_goal : float, optional
-        Stop when the training accuracy is at or above it.
+        Stop at this training accuracy.
     max_steps : int, optional
         Stop after so many accepted steps.
     max_wall_time : float, optional

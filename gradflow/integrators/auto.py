@@ -41,9 +41,9 @@ class Auto(Exprb43):
     A stiff method, and an explicit one under error control (`tsit5`, for rtol < 1e-7 `dop853`) that takes the steps
     where it costs less (:class:`gradflow.integrators.switching.Switching`). The stiff method is `exprb43`, for
     rtol < 1e-3 `exprb54`, whose costs hardly grow with λ₁. It is `rkc` where the graphs of all chunks don't fit in the
-    loss's memory budget, so that every Hessian–vector product computes its own; where the flow has no symmetric
-    Jacobian; and for P ≤ 400 and rtol ≥ 1e-5, where its gradients take less time than the dense Hessian. `rkc` gets the
-    tolerance at which its error of θ is about that of the others.
+    loss's memory budget, so that every Hessian–vector product computes its own, and for P ≤ 400 and rtol ≥ 1e-5, where
+    its gradients take less time than the dense Hessian. There it gets the tolerance at which its error of θ is about
+    that of the others. A flow without a symmetric Jacobian goes to `rkc` alone, at the tolerance given.
 
     An option that the exponential methods alone have chooses the one of them that would be taken; `step_size` the stiff
     method, with that controller. The attribute ``method_choices`` of the record says which method took the steps from
@@ -59,8 +59,11 @@ class Auto(Exprb43):
         shared = {field.name for field in dataclasses.fields(RKC)} & set(options)
         asked_for = any(options[name] != getattr(type(self), name) for name in set(options) - shared)
         stiff: ErrorControlled = (Exprb54 if self.rtol < _LOOSE else Exprb43)(**options)
-        if not asked_for and not self._is_worth_products(loss, flow):
-            stiff = RKC(**{name: options[name] for name in shared} | self._tolerances_of_rkc(loss))
+        of_rkc = {name: options[name] for name in shared}
+        if not asked_for and flow.gives != "symmetric jacobian":
+            return RKC(**of_rkc)
+        if not asked_for and not self._is_worth_products(loss):
+            stiff = RKC(**of_rkc | self._tolerances_of_rkc(loss))
         if asked_for or self.step_size is not None:
             return stiff
         explicit = Tsitouras5 if self.rtol >= _TIGHT else DormandPrince853
@@ -74,11 +77,12 @@ class Auto(Exprb43):
                 cap=False,
             ),
             explicit_first=self.rtol < _LOOSE,
+            given={name: value for name, value in self.settings().items() if name in shared},
         )
 
-    def _is_worth_products(self, loss: LossFunction, flow: Flow) -> bool:
+    def _is_worth_products(self, loss: LossFunction) -> bool:
         """Whether the exponential methods' products cost less than the stages of `rkc`."""
-        if flow.gives != "symmetric jacobian" or not loss.keeps_graphs(loss.dtype or torch.float64):
+        if not loss.keeps_graphs(loss.dtype or torch.float64):
             return False
         P = loss.n_parameters
         return P is None or P > DENSE_BELOW or self.rtol < _FINE

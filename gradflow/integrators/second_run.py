@@ -108,7 +108,8 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
         stiff, explicit = integrator.stiff, integrator.explicit
         looser_pair = _looser(explicit, explicit.own_step_rule.resolve(explicit), dtype)
         looser_stiff = _looser(stiff, stiff.own_step_rule.resolve(stiff), dtype)
-        both = Switching(looser_stiff, looser_pair, integrator.explicit_first)
+        rtol, atol = looser_stiff.rtol, looser_stiff.atol
+        both = Switching(looser_stiff, looser_pair, integrator.explicit_first, {"rtol": rtol, "atol": atol})
         return SecondRun(both, ratio=_CAPPED_RATIO)
     rule = integrator.step_rule
     if isinstance(rule, ErrorControl) and isinstance(integrator, FlowMethod):

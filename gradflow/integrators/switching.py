@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self, cast
 
 import numpy as np
@@ -28,6 +28,8 @@ _REJECTED = 1.25
 _PRIOR = 30.0
 #: Steps after a change before the next one, and the gain that is worth one; a clear gain is enough after one step.
 _SETTLE, _GAIN, _CLEAR = 2, 0.9, 0.5
+#: Changes that the record tells of.
+_TOLD = 20
 #: Part of its stability interval with which the explicit method begins.
 _BEGIN = 0.7
 #: Part of it that its steps may use, over the rate that its stages show.
@@ -87,11 +89,16 @@ class Switching(Integrator):
     stiff : ErrorControlled
     explicit : EmbeddedPair
         Without a cap.
+    explicit_first : bool
+        The explicit method takes the first step.
+    given : mapping
+        Options as a user gave them, for the record.
     """
 
     stiff: ErrorControlled
     explicit: EmbeddedPair
     explicit_first: bool = True
+    given: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     name: ClassVar[str] = "auto"
     order: ClassVar[int] = 2
@@ -132,8 +139,12 @@ class Switching(Integrator):
         return dataclasses.replace(self, stiff=self.stiff.resolve(loss), explicit=self.explicit.resolve(loss))
 
     def settings(self) -> dict[str, Any]:
-        """Return the options of the stiff method, and the names of both."""
-        return self.stiff.settings() | {"stiff": self.stiff.name, "explicit": self.explicit.name}
+        """Return the options as given, and the two methods with theirs."""
+        methods = {
+            role: {"method": method.name, **method.settings()}
+            for role, method in (("stiff", self.stiff), ("explicit", self.explicit))
+        }
+        return dict(self.given) | methods
 
     def init(self, point: Point) -> Course:
         """Begin."""
@@ -206,12 +217,14 @@ class Switching(Integrator):
     def remarks(self, state: Course) -> dict[str, str]:
         """Say which method took the steps from when on, and what both were to cost."""
         said = [f"{self._of(self.explicit_first).name} from t = 0"]
-        for t, explicit, stiff_cost, explicit_cost in state.changes:
+        for t, explicit, stiff_cost, explicit_cost in state.changes[:_TOLD]:
             costs = (explicit_cost, stiff_cost) if explicit else (stiff_cost, explicit_cost)
             said.append(
                 f"{self._of(explicit).name} from t = {t:.6g} "
                 f"({costs[0]:.3g} against {costs[1]:.3g} gradients per unit of time)"
             )
+        if len(state.changes) > _TOLD:
+            said.append(f"and {len(state.changes) - _TOLD} changes more")
         return {"method_choices": "; ".join(said)}
 
     def state_dict(self, state: Course) -> dict[str, Any]:

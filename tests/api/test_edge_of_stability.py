@@ -20,10 +20,10 @@ def test_gradient_descent_trains_at_the_edge_and_the_flow_beyond_it():
     train, _, theta = problems.load("digits", "fc-tanh", "mse")
     lr, t_max = 0.6, 150.0
     gd = gradflow.integrate(
-        train, theta, method="gd", lr=lr, t_max=t_max, save_every=steps(5), n_eigs=1, n_projections=100
+        train, theta, method="gd", lr=lr, t_max=t_max, save_every=steps(10), n_eigs=1, n_projections=100
     )
     flow = gradflow.integrate(
-        train, theta, method="rk4", alpha=2.0, t_max=t_max, save_every=3.0, n_eigs=1, n_projections=100
+        train, theta, method="exprb43", rtol=1e-3, t_max=t_max, save_every=6.0, n_eigs=1, n_projections=100
     )
     threshold = 2 / lr
     λ_gd, λ_flow = gd.eigenvalue.values[:, 0], flow.eigenvalue.values[:, 0]
@@ -46,8 +46,8 @@ def test_gradient_descent_trains_at_the_edge_and_the_flow_beyond_it():
 @needs_real_data
 def test_on_cifar_they_part_where_the_sharpness_crosses_the_threshold():
     train = short_cifar_flow()
-    lr, tick = 0.016, steps(25, of=0.016)
-    shared = {"t_max": 16.0, "save_every": tick, "n_eigs": 1, "n_projections": 100}
+    lr, tick = 0.02, steps(20, of=0.02)
+    shared = {"t_max": 8.0, "save_every": tick, "n_eigs": 1, "n_projections": 100}
     gd = gradflow.integrate(train, method="gd", lr=lr, **shared)
     flow = gradflow.integrate(train, method="auto", rtol=1e-3, **shared)
     threshold, crossing = 2 / lr, crossing_time(gd)

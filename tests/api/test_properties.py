@@ -125,13 +125,13 @@ def test_a_checkpoint_that_was_cut_anywhere_is_none(dead):
     content = last.read_bytes()
     assert read_checkpoint(last) is not None
     cut = last.with_name("cut.pt")
-    for size in range(len(content)):
+    for size in [*range(0, len(content), 7), len(content) - 1]:
         cut.write_bytes(content[:size])
         assert read_checkpoint(cut) is None
     cut.unlink()
 
 
-@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(where=st.floats(0, 1, exclude_max=True))
 def test_a_segment_that_was_cut_anywhere_costs_its_own_records_alone(dead, where):
     *_, last = sorted((dead.parent / "x.nc.partial").glob("segment-*"))

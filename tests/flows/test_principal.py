@@ -42,7 +42,7 @@ def dense(loss, theta):
 
 TIGHT = {"rtol": 1e-9, "atol": 1e-11}
 COARSE = {"rtol": 1e-5, "atol": 1e-7}
-ADAPTIVE = ["auto", "rkc", "adaptive_heun", "fehlberg2", "bosh3", "tsit5", "dopri5", "dopri8", "scipy:RK45",
+ADAPTIVE = ["auto", "rkc", "adaptive_heun", "fehlberg2", "bosh3", "tsit5", "dopri5", "dopri8", "dop853", "scipy:RK45",
             "scipy:DOP853", "scipy:LSODA", *(f"torchdiffeq:{name}" for name in
             ("dopri5", "dopri8", "bosh3", "adaptive_heun", "fehlberg2", "scipy_solver"))]  # fmt: skip
 GRIDS = ["rk4", "midpoint", "heun2", "heun3", "explicit_adams", "implicit_adams", *(f"torchdiffeq:{name}" for name in

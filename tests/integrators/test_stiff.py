@@ -748,17 +748,21 @@ def test_auto_chooses_by_size_and_memory_and_says_so():
     callable_ = LossFunction.from_callable(torch.sum)
     assert (roomy.dtype, roomy.device) == (torch.float32, torch.device("cpu"))
     assert (callable_.dtype, callable_.device) == (None, None)
-    for loss, expected in (
-        (roomy, "exprb43"),
-        (tight, "rkc"),
-        (small, "rkc"),
-        (lambda x: (x**2).sum(), "exprb43"),
+    for loss, rtol, expected in (
+        (roomy, 1e-3, "exprb43"),
+        (roomy, 1e-4, "exprb54"),
+        (tight, 1e-3, "rkc"),
+        (small, 1e-3, "rkc"),
+        (lambda x: (x**2).sum(), 1e-3, "exprb43"),
     ):
         theta = torch.ones(3) if not isinstance(loss, LossFunction) else None
-        ds = gradflow.integrate(loss, theta, method="auto", rtol=1e-3, max_step=0.1, t_max=0.2)
-        assert ds.attrs["method"] == expected
+        ds = gradflow.integrate(loss, theta, method="auto", rtol=rtol, max_step=0.1, t_max=0.2)
+        assert ds.attrs["method"] == "auto"
         stored = json.loads(ds.attrs["gradflow_config"])["options"]
-        assert (stored["rtol"], stored["max_step"]) == (1e-3, 0.1)
+        assert (stored["rtol"], stored["max_step"]) == (rtol, 0.1)
+        assert (stored["stiff"]["method"], stored["stiff"]["max_step"]) == (expected, 0.1)
+        assert stored["stiff"]["rtol"] == pytest.approx(rtol if expected != "rkc" else 15 * rtol**1.5)
+        assert (stored["explicit"]["method"], stored["explicit"]["cap"]) == ("tsit5", False)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, None])
@@ -771,7 +775,7 @@ def test_auto_asks_for_graphs_in_the_dtype_of_the_loss(dtype):
         memory_budget=2**30,
         keeps_graphs=lambda dtype: asked.append(dtype) or True,
     )
-    assert METHODS["auto"]().choose(loss, GradientFlow()).name == "exprb43"
+    assert METHODS["auto"]().choose(loss, GradientFlow()).stiff.name == "exprb54"
     assert asked == [dtype or torch.float64]
 
 

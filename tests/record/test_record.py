@@ -33,16 +33,23 @@ def full_run(out=None, **kwargs):
     return gradflow.integrate(train, theta, **(options | kwargs))
 
 
-def test_the_file_holds_every_variable_of_the_schema(tmp_path):
-    path = tmp_path / "run.nc"
-    full_run(path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.nc"]
-    with xr.open_dataset(path) as ds:  # nothing but xarray
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """The file of a run with all that is recorded of a flow."""
+    path = tmp_path_factory.mktemp("full") / "run.nc"
+    full_run(path, sharpness_every=0.5)
+    return path
+
+
+def test_the_file_holds_every_variable_of_the_schema(recorded):
+    assert sorted(p.name for p in recorded.parent.iterdir()) == ["run.nc"]
+    with xr.open_dataset(recorded) as ds:  # nothing but xarray
         with_dims = {"eigenvalue": "eig", "eigenvalue_residual": "eig", "projection": "proj", "theta": "param",
                      "spectral_density": "x", "spectral_density_error": "x"}  # fmt: skip
         dims = {name: ("time", with_dims[name]) if name in with_dims else ("time",) for name in OURS}
         dims |= {"x": ("x",), "params": ("param",), "params_initial": ("param",)}
         others = {"effective_eigenvalue", "effective_eigenvalue_residual", "n_third", "state"}
+        others |= {"theta_error_estimate", "theta_error_tolerance"}
         assert {str(name): array.dims for name, array in ds.variables.items()} == {
             name: dims[name] for name in dims if name not in others
         }
@@ -62,10 +69,8 @@ def test_the_file_holds_every_variable_of_the_schema(tmp_path):
         assert (np.diff(ds.wall_time) >= 0).all()
 
 
-def test_attributes_say_how_it_was_made_and_how_it_ended(tmp_path):
-    path = tmp_path / "run.nc"
-    full_run(path, sharpness_every=0.5)
-    with xr.open_dataset(path) as ds:
+def test_attributes_say_how_it_was_made_and_how_it_ended(recorded):
+    with xr.open_dataset(recorded) as ds:
         a = ds.attrs
         assert a["Conventions"].startswith("CF-")
         assert all(a[name] for name in ("title", "source", "history", "commit", "platform"))
