@@ -11,15 +11,22 @@ from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 #: Ritz vectors, beyond those asked for, that are carried from solve to solve as guards.
 GUARDS = 1
 #: Part of a random unit vector that is mixed into the guard before it is multiplied.
-MIXED = 0.3
+MIXED = 0.15
+#: Part of the guard in the sum of start vectors that is multiplied first.
+WEIGHT = 0.3
 #: Krylov steps on the guard, which go on while its Ritz value rises by more than 5 % of the last one asked for.
 PROBES, MOST_PROBES, RISING = 1, 6, 0.05
 #: Start vectors are poor if more than this part of the image of their sum lies outside their span.
 POOR = 0.05
 #: A start vector set aside is added back if more than this part of it lies outside the search space.
 LEFT_OUT = 0.4
-#: Krylov steps from a random vector that end a cold solve.
+#: Krylov steps from a random vector that end a cold solve, at most.
 SEARCH = 8
+#: The search is as long as it takes to see an eigenvalue this much above the last one asked for, in max|λ|, of which
+#: the random vector has this part of what a unit vector has on average, by the square.
+ABOVE, SHARE = 0.02, 0.01
+THRESH = 10.0
+LEASTS = 1
 
 
 def block_krylov(problem: EigenProblem) -> EigenSolution:
@@ -47,7 +54,8 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     while len(space) < k and (space.grow(space.newest_image()) or space.grow(problem.random(1))):
         pass
 
-    probes, guard, first = 0, -torch.inf, 0
+    # Of poor start vectors, the sum that V grows from has the guard and what is random in it.
+    probes, guard, first = PROBES if put_off.shape[1] else 0, torch.inf if put_off.shape[1] else -torch.inf, 0
     while True:
         ritz, rotation = space.ritz()
         if not space.is_finite or space.n_hvp >= problem.max_hvps:
@@ -90,32 +98,60 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
     """
     k = problem.k
     start = problem.empty() if problem.start is None else problem.start
-    X, guard = orthonormalize(start[:, :k]), start[:, k : k + GUARDS]
-    if not space.grow(X.sum(1, keepdim=True)):
+    X, guard = orthonormalize(start[:, :k]), orthonormalize(start[:, k : k + GUARDS])
+    if not X.shape[1]:
         space.grow(problem.random(1))
-        return True, problem.empty()
-    image = space.newest_image()
-    leaves = torch.linalg.vector_norm(image - X @ (X.T @ image))
-    noise = problem.random(max(1, guard.shape[1]))
+        return True, X
+    noise = problem.random(1)
     noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
-    guard = guard + noise if guard.shape[1] else noise
+    mixed = (guard + noise)[:, :1] if guard.shape[1] else noise
+    space.grow(X.sum(1, keepdim=True) + WEIGHT * mixed)
+    image = space.newest_image()
+    known = orthonormalize(torch.cat([X, guard, noise], 1))
+    leaves = torch.linalg.vector_norm(image - known @ (known.T @ image))
     if bool(leaves <= POOR * torch.linalg.vector_norm(image)):
-        space.grow(torch.cat([X, guard], 1))
+        space.grow(torch.cat([X, mixed], 1))
         return False, problem.empty()
-    space.grow(torch.cat([guard, image], 1))
+    space.grow(image)
     return False, X
 
 
 def _finds_more(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotation: Tensor) -> bool:
     """Search from a random vector; return whether that raises one of the k largest Ritz values."""
-    space.make_room(SEARCH, ritz, rotation, keep=problem.k + GUARDS)
+    steps = _steps_of_search(space, problem, ritz, rotation)
+    space.make_room(steps, ritz, rotation, keep=problem.k + GUARDS)
     vector = problem.random(1)
-    for _ in range(SEARCH):
+    for _ in range(steps):
         if not space.grow(vector):
             break
         vector = space.newest_image()
     rise = space.ritz()[0][: problem.k] - ritz[: problem.k]
     return bool((rise > problem.tol * space.scale).any())
+
+
+def _steps_of_search(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotation: Tensor) -> int:
+    """Return how many Krylov steps from a random vector would see an eigenvalue above those asked for.
+
+    The Lanczos method from a random vector v gives the spectrum as v sees it: Ritz values, with the squares of their
+    vectors' parts of v as weights (Golub & Welsch 1969). Those that have converged have weights of about 1/P, and the
+    search space has them already. To the others an eigenvalue with a small weight is added, and the Lanczos method
+    is run on that measure.
+    """
+    if len(space) < space.n_hvp or not len(ritz) > problem.k:  # restarted: what v was is lost
+        return SEARCH
+    weights = rotation[0] ** 2
+    bulk = weights > THRESH / problem.P
+    bulk[: problem.k] = False
+    last = ritz[problem.k - 1]
+    nodes = torch.cat([ritz[bulk], (last + ABOVE * space.scale)[None]])
+    vector = torch.cat([weights[bulk], weights.new_tensor([SHARE / problem.P])]).sqrt()[:, None]
+    basis = vector / torch.linalg.vector_norm(vector)
+    for steps in range(LEASTS, SEARCH):
+        while basis.shape[1] < steps:
+            basis = torch.cat([basis, orthonormalize(nodes[:, None] * basis[:, -1:], basis)], 1)
+        if torch.linalg.eigvalsh(basis.T @ (nodes[:, None] * basis))[-1] > last + problem.tol * space.scale:
+            return steps
+    return SEARCH
 
 
 class _SearchSpace:
