@@ -14,8 +14,8 @@ GUARDS = 1
 MIXED = 0.15
 #: Part of the guard in the sum of start vectors that is multiplied first.
 WEIGHT = 0.3
-#: Krylov steps on the guard, which go on while its Ritz value rises by more than 5 % of the last one asked for.
-PROBES, MOST_PROBES, RISING = 1, 6, 0.05
+#: Krylov steps on the guard, which go on while its Ritz value rises by more than 10 % of the last one asked for.
+PROBES, MOST_PROBES, RISING = 1, 6, 0.1
 #: Start vectors are poor if more than this part of the image of their sum lies outside their span.
 POOR = 0.05
 #: A start vector set aside is added back if more than this part of it lies outside the search space.
@@ -25,8 +25,6 @@ SEARCH = 8
 #: The search is as long as it takes to see an eigenvalue this much above the last one asked for, in max|λ|, of which
 #: the random vector has this part of what a unit vector has on average, by the square.
 ABOVE, SHARE = 0.02, 0.01
-THRESH = 10.0
-LEASTS = 1
 
 
 def block_krylov(problem: EigenProblem) -> EigenSolution:
@@ -39,14 +37,15 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
 
     The sum of the start vectors is multiplied first. If its image shows that they span nothing that is nearly
     invariant, the others are not worth a product each, and V grows from that sum as in the Lanczos method.
-    That finds one vector of an eigenspace, or two with the guard's: so what V has left out of the start
-    vectors' span when all has converged is searched then.
+    That finds one vector of an eigenspace: so what V has left out of the start vectors' span when all has
+    converged is searched then.
 
     A small residual shows that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
     rises out of the bulk is invisible from the last basis. So the Ritz vector after those asked for is carried
     along as a guard, some of a random vector is mixed into it, and its images are searched as well. A cold solve
     ends with a few Krylov steps from another random vector, until those raise none of the k Ritz values: what
     they find is mostly further vectors of an eigenspace, of which the first vector has one component.
+    There are as many as it takes to see such a vector, by the spectrum that the first vector has shown.
     """
     k, P = problem.k, problem.P
     space = _SearchSpace(problem, capacity=min(P, 4 * k + 20))
@@ -54,8 +53,9 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     while len(space) < k and (space.grow(space.newest_image()) or space.grow(problem.random(1))):
         pass
 
-    # Of poor start vectors, the sum that V grows from has the guard and what is random in it.
-    probes, guard, first = PROBES if put_off.shape[1] else 0, torch.inf if put_off.shape[1] else -torch.inf, 0
+    # The sum that a Krylov space grows from has the guard, and what is random, in it already.
+    krylov = cold or bool(put_off.shape[1])
+    probes, guard, first = (PROBES, torch.inf, 0) if krylov else (0, -torch.inf, 0)
     while True:
         ritz, rotation = space.ritz()
         if not space.is_finite or space.n_hvp >= problem.max_hvps:
@@ -66,7 +66,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
         before, guard = guard, float(ritz[k]) if len(ritz) > k else -torch.inf
         rising = guard - before > RISING * abs(float(ritz[k - 1])) and probes < MOST_PROBES
         if (probes < PROBES or rising) and len(space) < P:
-            block = torch.cat([block, space.image(rotation[:, k : k + GUARDS])], 1)
+            block = space.image(rotation[:, k : k + GUARDS])
             probes += 1
         elif not block.shape[1]:
             block, put_off = space.outside(put_off), problem.empty()
@@ -140,14 +140,14 @@ def _steps_of_search(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, r
     if len(space) < space.n_hvp or not len(ritz) > problem.k:  # restarted: what v was is lost
         return SEARCH
     weights = rotation[0] ** 2
-    bulk = weights > THRESH / problem.P
+    bulk = weights > 1 / problem.P
     bulk[: problem.k] = False
     last = ritz[problem.k - 1]
     nodes = torch.cat([ritz[bulk], (last + ABOVE * space.scale)[None]])
     vector = torch.cat([weights[bulk], weights.new_tensor([SHARE / problem.P])]).sqrt()[:, None]
     basis = vector / torch.linalg.vector_norm(vector)
-    for steps in range(LEASTS, SEARCH):
-        while basis.shape[1] < steps:
+    for steps in range(1, SEARCH):
+        if steps > 1:
             basis = torch.cat([basis, orthonormalize(nodes[:, None] * basis[:, -1:], basis)], 1)
         if torch.linalg.eigvalsh(basis.T @ (nodes[:, None] * basis))[-1] > last + problem.tol * space.scale:
             return steps

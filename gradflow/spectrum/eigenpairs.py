@@ -116,7 +116,10 @@ def _in_float64(vectors: Tensor, images: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _sums(a: Tensor, b: Tensor) -> Tensor:
     """Return aᵀ b on the CPU, with sums in float64, in pieces that take little memory."""
     return sum(
-        (x.to(torch.float64).T @ y.to(torch.float64) for x, y in zip(a.split(_ROWS), b.split(_ROWS), strict=True)),
+        (
+            x.to(torch.float64).T @ y.to(torch.float64)
+            for x, y in zip(a.split(_ROWS), b.split(_ROWS), strict=True)
+        ),
         torch.zeros(a.shape[1], b.shape[1], dtype=torch.float64, device=a.device),
     ).cpu()
 
