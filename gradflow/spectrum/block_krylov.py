@@ -14,8 +14,8 @@ GUARDS = 1
 MIXED = 0.15
 #: Part of the guard in the sum of start vectors that is multiplied first.
 WEIGHT = 0.3
-#: Krylov steps on the guard, which go on while its Ritz value rises by more than 10 % of the last one asked for.
-PROBES, MOST_PROBES, RISING = 1, 6, 0.1
+#: Krylov steps on the guard, which go on while its Ritz value rises by more than 5 % of the last one asked for.
+PROBES, MOST_PROBES, RISING = 1, 6, 0.05
 #: Start vectors are poor if more than this part of the image of their sum lies outside their span.
 POOR = 0.05
 #: A start vector set aside is added back if more than this part of it lies outside the search space.
