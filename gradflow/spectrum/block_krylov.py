@@ -53,9 +53,8 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     while len(space) < k and (space.grow(space.newest_image()) or space.grow(problem.random(1))):
         pass
 
-    # The sum that a Krylov space grows from has the guard, and what is random, in it already.
-    krylov = cold or bool(put_off.shape[1])
-    probes, guard, first = (PROBES, torch.inf, 0) if krylov else (0, -torch.inf, 0)
+    # A cold solve looks further in its end.
+    probes, guard, first = (PROBES, torch.inf, 0) if cold else (0, -torch.inf, 0)
     while True:
         ritz, rotation = space.ritz()
         if not space.is_finite or space.n_hvp >= problem.max_hvps:
@@ -112,7 +111,7 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
     if bool(leaves <= POOR * torch.linalg.vector_norm(image)):
         space.grow(torch.cat([X, mixed], 1))
         return False, problem.empty()
-    space.grow(image)
+    space.grow(torch.cat([mixed, image], 1))
     return False, X
 
 
