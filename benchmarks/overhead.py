@@ -4,22 +4,28 @@ The share of `integrate` that is not spent in gradients, measured inside one run
 gradient descent with records of loss, gradient norm and accuracy, in memory and to a file. The accuracy comes from
 the forward pass of the gradient. What a run takes to begin and to end is that of a run of one step.
 
+The time that Python takes inside the loss is what captured gradients and products save: both are timed in turn, in CPU
+time, and give the same bits.
+
     python benchmarks/overhead.py [--out DIR]
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import median, publish
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Subset, TensorDataset
 
 import gradflow
+from gradflow.problems import load
 
 
 def problem(n: int, width: int) -> gradflow.LossFunction:
@@ -77,6 +83,67 @@ def measure(loss: gradflow.LossFunction, n_steps: int, out: Path | None, every: 
     return Times(total, spent)
 
 
+def in_turn(*contestants: Callable[[], object]) -> list[float]:
+    """Time functions in turn, and return the median CPU microseconds of a call of each."""
+    spent: list[list[float]] = [[] for _ in contestants]
+    for _ in range(9):
+        for function, taken in zip(contestants, spent, strict=True):
+            function()
+            started = time.process_time()
+            for _ in range(20):
+                function()
+            taken.append((time.process_time() - started) / 20)
+    return [1e6 * median(taken) for taken in spent]
+
+
+def small_losses() -> dict[str, Callable[[bool], gradflow.LossFunction]]:
+    """Return small problems, by name, as functions of whether they are captured."""
+
+    def chebyshev(compile: bool) -> gradflow.LossFunction:
+        return load("chebyshev-3-20", "regression", "mse", dtype=torch.float64, compile=compile)[0]
+
+    def digits(n: int, compile: bool) -> gradflow.LossFunction:
+        train = load("digits", "fc-tanh", "ce", check=None)[0]
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            net = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
+        rows = Subset(train.data.dataset, range(n))
+        return gradflow.LossFunction(rows, nn.CrossEntropyLoss(), net, compile=compile)
+
+    return {"chebyshev-3-20, mse, float64": chebyshev} | {
+        f"digits, {n}, ce": partial(digits, n) for n in (100, 500)
+    }
+
+
+def captured() -> list[dict[str, object]]:
+    """Compare captured gradients and products with those of the net itself."""
+    rows: list[dict[str, object]] = []
+    for name, make in small_losses().items():
+        plain, quick = make(False), make(True)
+        theta = plain.parameters()
+        at, there = plain.linearize(theta), quick.linearize(theta)
+        contestants: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
+            "gradient": (partial(plain.gradient, theta), partial(quick.gradient, theta)),
+            "linearize": (partial(plain.linearize, theta), partial(quick.linearize, theta)),
+            "H·v": (partial(at.hvp, theta), partial(there.hvp, theta)),
+        }
+        V = torch.randn(len(theta), 7, generator=torch.Generator().manual_seed(0), dtype=theta.dtype)
+        contestants["H·V, 7 vectors"] = (partial(at.hvp, V), partial(there.hvp, V))
+        for what, (by_net, by_capture) in contestants.items():
+            before, after = in_turn(by_net, by_capture)
+            rows.append(
+                {
+                    "problem": name,
+                    "P": f"{len(theta):,}",
+                    "what": what,
+                    "by the net": f"{before:.0f} µs",
+                    "captured": f"{after:.0f} µs",
+                    "ratio": f"{before / after:.1f}",
+                }
+            )
+    return rows
+
+
 def main() -> None:
     """Measure, and write the tables."""
     parser = argparse.ArgumentParser(
@@ -121,7 +188,11 @@ def main() -> None:
                 growth.append(
                     {"records": f"{steps:,}", "to": where, "milliseconds a record": f"{1e3 * a_record:.3f}"}
                 )
-    sections = {"Share of the run": rows, "Growth with the number of records (10 samples)": growth}
+    sections = {
+        "Captured gradients and products": captured(),
+        "Share of the run": rows,
+        "Growth with the number of records (10 samples)": growth,
+    }
     publish("overhead", args.out, "Overhead", sections, (__doc__ or "").split("\n\n")[1].replace("\n", " "))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from gradflow.driver import Outcome, Stepper
 from gradflow.flows import Flow
 from gradflow.integrators import ErrorControl, Integrator
-from gradflow.observe import Observers, RandomProjection
+from gradflow.observe import ErrorEstimate, Observers, RandomProjection
 from gradflow.plain import to_plain
 from gradflow.record import FileRecord, Layout, MemoryRecord, Record
 
@@ -115,7 +115,9 @@ def _bounded_by_threshold(integrator: Integrator) -> str | None:
     return "effective_eigenvalue" if integrator.preconditions else "eigenvalue"
 
 
-def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> dict[str, Any]:
+def end_attributes(
+    outcome: Outcome, stepper: Stepper, observers: Observers, estimate: ErrorEstimate | None = None
+) -> dict[str, Any]:
     """Return the attributes of a run that are known at its end."""
     third, looked = stepper.field.flow.third_derivatives, stepper.field.looked
     return {
@@ -128,6 +130,8 @@ def end_attributes(outcome: Outcome, stepper: Stepper, observers: Observers) -> 
         "n_gradients_observing": observers.n_gradients + looked.n_gradients,
         "n_hvps_observing": observers.n_hvps + looked.n_hvps,
         "n_third_observing": observers.n_third + looked.n_third if third else None,
+        "error_estimate_message": None if estimate is None else estimate.advice,
+        **stepper.remarks(),
     }
 
 

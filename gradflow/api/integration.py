@@ -26,6 +26,7 @@ from gradflow.api.assembly import (
 from gradflow.api.measurements import (
     Every,
     as_grid,
+    make_error_estimate,
     make_schedule,
     midpoint_observers,
     save_cadences,
@@ -65,6 +66,7 @@ def integrate(
     projection_seed: int = 0,
     params_every: Every | None = None,
     midpoint: bool = False,
+    error_estimate: bool = False,
     test: LossFunction | None = None,
     test_every: Every | None = None,
     observe: Observed | None = None,
@@ -135,6 +137,12 @@ def integrate(
         projections and θ at (w_{t−1} + 2 w_t + w_{t+1})/4, each where it is recorded at w_t, and how far w_t is from
         there: what the centre of a flow at the edge of stability is compared with. The first and the last record have
         no midpoint.
+    error_estimate : bool, default False
+        Record how far θ is from the flow, as a second run tells that costs no more than this one: the same method at
+        ten times the tolerance. Every record has ``theta_error_estimate``, ‖θ − θ*‖₂, and ``theta_error_tolerance``,
+        what the tolerance promises: the sum of atol + rtol·‖θ‖₂ over the steps so far, which bounds the error where the
+        flow doesn't make it larger. An estimate beyond it is warned of at the end. The run stays the same bit for bit,
+        and the second one counts as observing. Not for optimisers, and methods of other libraries.
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional
@@ -220,6 +228,10 @@ def integrate(
     theirs = read_observers(observe)
     midpoints, more, at_midpoint = midpoint_observers(ours, theirs, fields[0], integrator, wanted=midpoint)
     ours += at_midpoint
+    estimate = make_error_estimate(fields[0], integrator, theta) if error_estimate else None
+    if estimate is not None:
+        ours.append(estimate)
+        more.append(estimate.field)
     watched = make_events(loss, events, loss_goal, acc_goal)
     happening = {f"event_{name}": text for name, text in integrator.events.items()}
     happening |= {event.variable: event.describe() for event in watched if event.variable}
@@ -242,6 +254,8 @@ def integrate(
     )  # fmt: skip
     if midpoint:
         config["midpoint"] = True
+    if error_estimate:
+        config["error_estimate"] = True
     if theirs:
         config["observe"] = {
             name: o.settings() for name, o in named.items() if any(o is each for each in theirs)
@@ -250,11 +264,13 @@ def integrate(
         config["events"] = [event.settings() for event in watched if event.variable]
     identity = identity_of(config, loss, test, theta)
     own = run_attributes(made, integrator, theta, n_projections, projection_seed) | data_attributes(identity)
+    own |= {"error_estimate_by": None if estimate is None else estimate.second.describe()}
     attrs = check_attributes(provenance(config) | own)
     if there == "ended" and out is not None:
         dataset = open_ended(out, identity, loss, theta.device)
         end = dataset.isel(time=-1)
         _report_failure(dataset, float(end.time), int(end.step), float(end.train_loss), out, on_failure)
+        _report_error(dataset)
         return dataset
 
     stepper = Stepper(integrator, Field(loss, made, keep_graph=integrator.keep_graph), theta)
@@ -267,12 +283,14 @@ def integrate(
         outcome = run(
             stepper, schedule, Recorder(observers, record), stop, watched, progress=progress, start=start
         )
-        dataset = _ended(outcome, stepper, observers, record, static_variables(observers, theta))
+        ends = end_attributes(outcome, stepper, observers, estimate)
+        dataset = _ended(outcome, stepper, record, static_variables(observers, theta), ends)
     except BaseException as error:
         record.abandon(error)
         raise
     _pass_on(outcome, dataset)
     _report_failure(dataset, stepper.t, stepper.n_steps, stepper.point.loss, out, on_failure)
+    _report_error(dataset)
     return dataset
 
 
@@ -301,17 +319,14 @@ def _take_up(record: Record, observers: Observers, stepper: Stepper) -> Mapping[
 def _ended(
     outcome: Outcome,
     stepper: Stepper,
-    observers: Observers,
     record: Record,
     static: Mapping[str, np.ndarray],
+    attrs: Mapping[str, Any],
 ) -> xr.Dataset:
     """Finish the record of a run that ended; leave that of one that was interrupted to be gone on with."""
     if outcome.status is Status.INTERRUPTED:
         return record.suspend(outcome.status.code, f"{outcome.message} It was at t = {stepper.t:.6g}.")
-    return record.finish(
-        {"params": to_numpy(stepper.point.theta), **static},
-        check_attributes(end_attributes(outcome, stepper, observers)),
-    )
+    return record.finish({"params": to_numpy(stepper.point.theta), **static}, check_attributes(attrs))
 
 
 def _pass_on(outcome: Outcome, dataset: xr.Dataset) -> None:
@@ -344,3 +359,9 @@ def _report_failure(
             path=None if out is None else str(out),
         )
     warnings.warn(message, IntegrationWarning, stacklevel=3)
+
+
+def _report_error(dataset: xr.Dataset) -> None:
+    """Warn of an error beyond what the tolerance promises."""
+    if "error_estimate_message" in dataset.attrs:
+        warnings.warn(dataset.attrs["error_estimate_message"], IntegrationWarning, stacklevel=3)

@@ -20,13 +20,16 @@ from gradflow.driver import (
 )
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.flows import Field
-from gradflow.integrators import Integrator
+from gradflow.integrators import ErrorControl, Integrator
+from gradflow.integrators.second_run import second_run
+from gradflow.integrators.switching import Switching
 from gradflow.loss import LossFunction
 from gradflow.observe import (
     AtMidpoint,
     Density,
     EffectiveEigenvalues,
     Eigenvalues,
+    ErrorEstimate,
     FlowObserver,
     Midpoints,
     MidpointScalars,
@@ -141,6 +144,20 @@ def standard_observers(
     if field.flow.variables:
         observers.append(FlowObserver(field.flow))
     return ([field] if part is field else [field, part]), observers
+
+
+def make_error_estimate(field: Field, integrator: Integrator, theta: Tensor) -> ErrorEstimate:
+    """Make the observer of the error of θ, which takes a second run along; `field` is that of the first.
+
+    Raises
+    ------
+    InvalidInputError, InvalidTypeError
+        If no second run tells the error of this method.
+    """
+    second = second_run(integrator, theta.dtype)
+    rule = (integrator.stiff if isinstance(integrator, Switching) else integrator).step_rule
+    own = Field(field.loss, field.flow, keep_graph=second.integrator.keep_graph)
+    return ErrorEstimate(second, own, theta, rule if isinstance(rule, ErrorControl) else None)
 
 
 def midpoint_observers(

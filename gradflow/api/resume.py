@@ -24,7 +24,7 @@ _PathLike = str | os.PathLike[str]
 #: What may change from one part of a run to the next.
 _MAY_DIFFER = {"max_wall_time"}
 #: What a configuration leaves out where there is none.
-_UNLESS_GIVEN = {"observe": "{}", "events": "[]", "midpoint": "false"}
+_UNLESS_GIVEN = {"observe": "{}", "events": "[]", "midpoint": "false", "error_estimate": "false"}
 
 
 def where_to_record(

@@ -168,6 +168,8 @@ def run(ctx: click.Context, words: tuple[str, ...], **given: Any) -> None:
         state = train.state_dict(torch.from_numpy(record.params.values))
         write_atomically(model, lambda target: torch.save(state, target))
         click.echo(f"weights in {model}")
+    if "error_estimate_message" in record.attrs:
+        click.echo(f"Warning: {record.attrs['error_estimate_message']}", err=True)
     if not record.attrs["success"]:
         click.echo(f"Error: {record.attrs['message']}", err=True)
         sys.exit(1)

@@ -154,7 +154,7 @@ class _Run:
         if t == now.t:
             return now
         return dataclasses.replace(
-            now, t=t, z=self.stepper.within(t), point=None, preconditioner=lambda: None
+            now, t=t, z=self.stepper.within(t), point=None, preconditioner=lambda: None, step_end=now.t
         )
 
     def record(self, snapshot: Snapshot, due: frozenset[str], happened: Collection[str] = ()) -> None:

@@ -31,6 +31,8 @@ class Snapshot:
     cost : Cost
     wall_time : float
         Seconds since the run began.
+    step_end : float or None
+        Time at which the last step ended, where `t` is within it.
     """
 
     t: float
@@ -42,3 +44,10 @@ class Snapshot:
     cost: Cost
     wall_time: float
     preconditioner: Callable[[], Tensor | None] = lambda: None
+    step_end: float | None = None
+
+    @property
+    def steps_taken(self) -> float:
+        """Accepted steps up to `t`: of the one that `t` is within, the part."""
+        rest = 0.0 if self.step_end is None else (self.step_end - self.t) / self.step_size
+        return self.step - rest

@@ -336,11 +336,19 @@ class Stepper:
             assert start.point is not None
             return self.integrator.step(start.point, t - start.t, start.state).z
 
+    def steps_taken(self, t: float) -> float:
+        """Return the accepted steps up to a time: of the last one, the part."""
+        return self.n_steps if self.before is None else self.n_steps - (self.before.end - t) / self.before.h
+
     @without_autocast()
     def cut_short(self, t: float) -> None:
         """Go back to a time within the last step, where the run is to end."""
         self.point = self.field.at(self.within(t))
         self._clock.set(t)
+
+    def remarks(self) -> dict[str, str]:
+        """Return what the method has to say of its steps."""
+        return self.integrator.remarks(self._state)
 
     def preconditioner(self) -> Tensor | None:
         """Return the diagonal of the method's preconditioner, shape (P,), as it is now."""

@@ -31,10 +31,11 @@ class Field:
     flow : Flow, optional
         Default: gradient flow.
     keep_graph : bool
-        Products are wanted at every point: build the graph along with the gradient.
+        Products are wanted at every point: build the graph along with the gradient. A method may change it on the way.
 
     Attributes
     ----------
+    keep_graph : bool
     spectrum : SpectrumService
         Of the loss's Hessian.
     cost : Cost
@@ -48,7 +49,7 @@ class Field:
         self.spectrum = SpectrumService(loss)
         self.cost, self.looked = Cost(), Cost()
         self._samples: dict[str, int] = {}  # of mini-batches, less than all of the data
-        self._keep_graph = keep_graph
+        self.keep_graph = keep_graph
         self._stiffness = SpectrumService()  # of a Jacobian that isn't minus the Hessian
         self._stiffest: Tensor | None = None
 
@@ -78,7 +79,7 @@ class Field:
 
     def at(self, z: Tensor, known: Evaluation | None = None) -> Point:
         """Return z as a point; loss and gradient there may be `known` already."""
-        point = Point(self, z, keep_graph=self._keep_graph, accuracy=self.loss.classifies)
+        point = Point(self, z, keep_graph=self.keep_graph, accuracy=self.loss.classifies)
         point._known = known
         return point
 

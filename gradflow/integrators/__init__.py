@@ -9,7 +9,7 @@ from gradflow.integrators.base import Integrator, StepResult
 from gradflow.integrators.dopri8 import PrinceDormand8
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
-from gradflow.integrators.exprb import Exprb32, Exprb43
+from gradflow.integrators.exprb import Exprb32, Exprb43, Exprb54
 from gradflow.integrators.low_order import Heun2, Heun3, Midpoint
 from gradflow.integrators.optimizers.momentum import Nesterov, Polyak
 from gradflow.integrators.pairs import (
@@ -40,6 +40,7 @@ __all__ = [
     "ExponentialEuler",
     "Exprb32",
     "Exprb43",
+    "Exprb54",
     "Fehlberg2",
     "Field",
     "FixedStep",

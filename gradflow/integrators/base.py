@@ -207,6 +207,10 @@ class Integrator(ABC):
         """Return the options by name, as resolved."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
+    def remarks(self, state: Any) -> dict[str, str]:
+        """Return what the record is to say of the steps that were taken, by the name of an attribute."""
+        return {}
+
     # ------------------------------------------------------------------ checkpoints
 
     def state_dict(self, state: Any) -> Any:

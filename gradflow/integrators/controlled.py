@@ -99,6 +99,6 @@ class ErrorControlled(FlowMethod):
         return self.step_size if isinstance(self.step_size, ErrorControl) else self
 
     @property
-    def own_step_rule(self) -> StepSize:
+    def own_step_rule(self) -> ErrorControl:
         """The error control alone."""
         return ErrorControl(self.rtol, self.atol, self.max_step)

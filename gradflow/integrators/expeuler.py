@@ -17,7 +17,11 @@ from gradflow.integrators.base import StepResult
 from gradflow.integrators.controlled import FlowMethod
 from gradflow.integrators.phi.functions import phi
 from gradflow.integrators.step_size import BulkEigenvalueCap
+from gradflow.integrators.step_size.bulk import pairs_of_step
 from gradflow.loss import LossFunction
+
+#: Steps that eigenpairs serve for at most.
+_SERVES = 5
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,9 @@ class ExponentialEuler(FlowMethod):
         What `max_step` is multiplied by in these.
     cap_growth : bool, default True
         Keep rᵢ ≤ h also where λᵢ < 0, where the exact flow of the quadratic grows exponentially.
-    eigs_rtol : float, default 1e-3
-        Residual ‖Hv − λv‖/max|λ| to which the eigenpairs are computed.
+    eigs_rtol : float, default 1e-2
+        Largest residual ‖Hv − λv‖/max|λ| of the eigenpairs. They are computed to |λ_{k+1}|/(10 max|λ|) where that is
+        less, but on that account not below 1e-3.
     """
 
     stiff_dim: int | None = None
@@ -54,7 +59,7 @@ class ExponentialEuler(FlowMethod):
     warmup_iters: int = 0
     warmup_factor: float = 1.0
     cap_growth: bool = True
-    eigs_rtol: float = 1e-3
+    eigs_rtol: float = 1e-2
 
     name: ClassVar[str] = "expeuler"
     order: ClassVar[int] = 1
@@ -88,7 +93,7 @@ class ExponentialEuler(FlowMethod):
         """Steps of 1/|λ_{k+1}|."""
         assert self.stiff_dim is not None
         return BulkEigenvalueCap(
-            self.stiff_dim, self.max_step, self.warmup_iters, self.warmup_factor, self.eigs_rtol
+            self.stiff_dim, self.max_step, self.warmup_iters, self.warmup_factor, self.eigs_rtol, _SERVES
         )
 
     def step(self, point: Point, h: float, state: Any) -> StepResult:
@@ -96,8 +101,8 @@ class ExponentialEuler(FlowMethod):
         assert self.stiff_dim is not None
         z, f, P = point.z, point.velocity, len(point.z)
         k = min(self.stiff_dim, P)
-        # The pairs that the step was sized with, from the cache.
-        pairs = point.rates(min(self.stiff_dim + 1, P), tol=self.eigs_rtol).first(k)
+        sized_with = pairs_of_step(point)
+        pairs = point.rates(k, tol=self.eigs_rtol) if sized_with is None else sized_with.first(k)
         λ, V = pairs.values, pairs.vectors
         c = V.T @ f
         w = f - V @ c

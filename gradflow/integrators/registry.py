@@ -14,10 +14,11 @@ from gradflow.integrators.adaptive_gd import AdaptiveGD
 from gradflow.integrators.auto import Auto
 from gradflow.integrators.base import Integrator
 from gradflow.integrators.central import CentralEuler, CentralProjected
+from gradflow.integrators.dop853 import DormandPrince853
 from gradflow.integrators.dopri8 import PrinceDormand8
 from gradflow.integrators.euler import Euler
 from gradflow.integrators.expeuler import ExponentialEuler
-from gradflow.integrators.exprb import Exprb32, Exprb43
+from gradflow.integrators.exprb import Exprb32, Exprb43, Exprb54
 from gradflow.integrators.foreign.scipy_solvers import scipy_methods
 from gradflow.integrators.low_order import Heun2, Heun3, Midpoint
 from gradflow.integrators.optimizers.registry import method_of, torch_methods
@@ -82,10 +83,12 @@ METHODS: Mapping[str, type[Integrator]] = _Methods(
         "dopri5": DormandPrince5,
         "tsit5": Tsitouras5,
         "dopri8": PrinceDormand8,
+        "dop853": DormandPrince853,
         "expeuler": ExponentialEuler,
         "rkc": RKC,
         "exprb32": Exprb32,
         "exprb43": Exprb43,
+        "exprb54": Exprb54,
         "central-projected": CentralProjected,
         "central-euler": CentralEuler,
         **torch_methods(),

@@ -16,14 +16,20 @@ from gradflow.integrators.base import StepResult
 from gradflow.integrators.controlled import ErrorControlled
 from gradflow.integrators.hermite import hermite
 from gradflow.integrators.step_size.base import check_finite, norm, safe_divide
+from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.integrators.step_size.sharpness import values_of
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
 
-#: λ₁ is measured to 5 %, and may grow by another 5 % before it is measured again.
+#: λ₁ is measured to 5 %, and may grow by another 5 % until it is measured again, or by what its growth so far says.
 _SHARPNESS_TOL, _GROWTH = 0.05, 0.05
-_MARGIN = 1 + _SHARPNESS_TOL + _GROWTH
+#: What of the growth of λ₁ is allowed for, over that between its last two measurements.
+_FASTER = 2.0
 _EVERY_AT_MOST = 20
+#: Stages after which λ₁ is measured at the latest, over the products that it took.
+_STAGES = 20
+#: Over the tolerance: the error of a step that was too long for λ₁ at its end.
+_TOO_LARGE = 1.01
 #: A falling λ₁ counts this much less than a rising one.
 _FALL = 6.0
 
@@ -31,11 +37,32 @@ _FALL = 6.0
 @restorable
 @dataclass(frozen=True)
 class _Sharpness:
-    """λ₁ as last measured, the steps since, and the number of steps after which it is measured again."""
+    """What is known of λ₁.
+
+    Attributes
+    ----------
+    pairs : Eigenpairs
+        λ₁ as last measured.
+    age : int
+        The steps since.
+    every : int
+        Steps after which it is measured again.
+    stages : int
+        Stages after which it is measured again, if that is sooner; what is left of them.
+    growth : float
+        The growth of λ₁ until then that steps are stable for.
+    """
 
     pairs: Eigenpairs
     age: int = 0
     every: int = 1
+    stages: int = 0
+    growth: float = 0.0
+
+    @property
+    def bound(self) -> float:
+        """The most that λ₁ may have been."""
+        return (1 + _SHARPNESS_TOL) * max(float(self.pairs.values[0]), 0.0)
 
 
 @dataclass(frozen=True)
@@ -44,8 +71,11 @@ class RKC(ErrorControlled):
 
     Sommeijer, Shampine & Verwer, J. Comput. Appl. Math. 88 (1997) 315–326. A step of size h takes the
     s ~ √(hλ₁) stages, of a gradient each, that make it stable; products with the Hessian are taken for λ₁
-    alone: whenever it may have changed by 5 %, at the latest after 20 steps, and after a rejection. θ within
-    a step is the cubic Hermite interpolant. Options beside those of :class:`ErrorControlled`:
+    alone: whenever it may have changed by 5 %, at the latest after 20 steps, after twenty times as many stages as
+    it takes products, and after a rejection. It is measured at a step's end, and a step that wasn't stable there is
+    taken again: s stages amplify a mode beyond the stability interval by exp(O(s)), from too little to be seen in
+    the error estimate. θ within a step is the cubic Hermite interpolant. Options beside those of
+    :class:`ErrorControlled`:
 
     Parameters
     ----------
@@ -76,40 +106,48 @@ class RKC(ErrorControlled):
 
     def _sharpness(self, point: Point, state: _Sharpness | None) -> _Sharpness:
         """Return λ₁ as all attempts at a point use it."""
-        return point.work(self, lambda: self._look(point, state))
+        return point.work(self, lambda: self._measure(point) if state is None else state)
 
-    def _look(self, point: Point, state: _Sharpness | None) -> _Sharpness:
-        """Measure λ₁ if it is time to; less often while it hardly changes."""
-        if state is None:
-            return self._measure(point)
-        if state.age < state.every:
+    @staticmethod
+    def _measure(point: Point) -> _Sharpness:
+        pairs = check_finite(point.rates(1, tol=_SHARPNESS_TOL))
+        growth = _GROWTH * abs(float(pairs.values[0]))
+        return _Sharpness(values_of(pairs), stages=_STAGES * max(1, pairs.n_hvp), growth=growth)
+
+    def _look(self, point: Point, state: _Sharpness, s: int) -> _Sharpness:
+        """Return what is known of λ₁ after a step of s stages.
+
+        It is measured if it is time to, less often while it hardly changes.
+        """
+        state = dataclasses.replace(state, age=state.age + 1, stages=state.stages - s)
+        if state.age < state.every and state.stages > 0:
             return state
         now = self._measure(point)
         before, after = float(state.pairs.values[0]), float(now.pairs.values[0])
         # A λ₁ that is too large costs stages, one that is too small the step.
-        change = after - before if after > before else (before - after) / _FALL
-        every = safe_divide(_GROWTH * abs(after), change / state.age)
-        return dataclasses.replace(now, every=int(min(max(1.0, every), _EVERY_AT_MOST, 3 * state.every)))
-
-    @staticmethod
-    def _measure(point: Point) -> _Sharpness:
-        return _Sharpness(values_of(check_finite(point.rates(1, tol=_SHARPNESS_TOL))))
+        change = (after - before if after > before else (before - after) / _FALL) / state.age
+        every = safe_divide(_GROWTH * abs(after), change)
+        every = int(min(max(1.0, every), _EVERY_AT_MOST, 3 * state.every))
+        growth = _FASTER * every * (after - before) / state.age
+        return dataclasses.replace(now, every=every, growth=max(now.growth, growth))
 
     def first_size(self, point: Point, state: _Sharpness | None) -> float:
         """Return 1/λ₁."""
         return safe_divide(1.0, self._sharpness(point, state).pairs.scale)
 
     def after_rejection(self, point: Point, state: _Sharpness | None) -> _Sharpness | None:
-        """Measure λ₁ here, if that has not been done."""
+        """Measure λ₁ here; if that has been done, allow for twice the growth."""
         sharpness = self._sharpness(point, state)
         if sharpness.age:
             point.redo(self, self._measure(point))
+        else:
+            point.redo(self, dataclasses.replace(sharpness, growth=2 * sharpness.growth))
         return state
 
     def step(self, point: Point, h: float, state: _Sharpness | None) -> StepResult:
         """Take a step of at most h (eqs. 2.2–2.6 and 2.9 of the paper)."""
         sharpness = self._sharpness(point, state)
-        λ = _MARGIN * max(float(sharpness.pairs.values[0]), 0.0)
+        λ = sharpness.bound + sharpness.growth
         h = min(h, safe_divide(self.stability_interval, λ))
         s = stages_for(h * λ, self.damping, self.max_stages)
         c = chebyshev(s, self.damping)
@@ -119,13 +157,16 @@ class RKC(ErrorControlled):
         for μ, ν, μ_, γ_ in c.coefficients:
             before, d = d, μ * d + ν * before + h * (μ_ * f(z + d) + γ_ * F0)
         end = f.at(z + d)
+        later = self._look(end, sharpness, s)
         F1 = end.velocity
-        error = 0.4 * h * (F0 + F1) - 0.8 * d
+        error = norm(0.4 * h * (F0 + F1) - 0.8 * d)
+        if h * later.bound > c.interval:  # a mode grew, perhaps from too little to be seen in the estimate
+            error = max(error, _TOO_LARGE * tolerance(self.tolerances, point, end.z))
         return StepResult(
             end.z,
             hermite(z, d, h, F0, F1),
-            error=norm(error),
-            state=dataclasses.replace(sharpness, age=sharpness.age + 1),
+            error=error,
+            state=later,
             h=h,
             end=end,
             pairs=sharpness.pairs,

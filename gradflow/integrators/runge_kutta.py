@@ -20,6 +20,7 @@ from gradflow.integrators.step_size import ErrorControl, SharpnessCap, StepSize
 from gradflow.integrators.step_size.base import norm
 from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.integrators.tableau import Tableau
+from gradflow.spectrum import Eigenpairs
 
 
 @dataclass(frozen=True)
@@ -52,13 +53,38 @@ class ExplicitRungeKutta(FlowMethod):
         end = f.at(z + self.increment(h, K))
         error = None
         if table.error is not None:
-            error = norm(h * combine(table.error, _stages(K, end, len(table.error))))
+            error = self.error(h, _stages(K, end, len(table.error)))
         interpolant = self._interpolant(point, end, h, K) if self.interpolates else None
-        return StepResult(end.z, interpolant, error=error, end=end)
+        return StepResult(end.z, interpolant, error=error, end=end, pairs=self.seen(end, h, K))
 
     def increment(self, h: float, K: Sequence[Tensor]) -> Tensor:
         """Return h Σ bᵢ kᵢ."""
         return h * combine(self.tableau.b, K)
+
+    @property
+    def watches_rate(self) -> bool:
+        """Whether steps estimate the flow's largest rate from their stages."""
+        return False
+
+    def seen(self, end: Point, h: float, K: Sequence[Tensor]) -> Eigenpairs | None:
+        """Estimate the flow's largest rate from the last stage and the step's end, if they are at the same time.
+
+        ‖f(u) − f(v)‖/‖u − v‖, which is nearly |λ₁| where stability limits h (Hairer & Wanner 1996, IV.2); flagged as
+        not converged.
+        """
+        weights = self.tableau.apart
+        if weights is None or not self.watches_rate:
+            return None
+        apart = norm(h * combine(weights, K))
+        rate = norm(end.velocity - K[-1]) / apart if apart > 0 else math.nan
+        value = torch.tensor([rate], dtype=torch.float64, device="cpu")
+        no = torch.zeros(1, dtype=torch.bool, device="cpu")
+        return Eigenpairs(value, end.z[:, None][:, :0], value * math.nan, 0, no, rate)
+
+    def error(self, h: float, K: Sequence[Tensor]) -> float:
+        """Return the norm of the error estimate, h Σ (bᵢ − b̂ᵢ) kᵢ."""
+        assert self.tableau.error is not None
+        return norm(h * combine(self.tableau.error, K))
 
     def _interpolant(
         self, point: Point, end: Point, h: float, K: Sequence[Tensor]
@@ -151,7 +177,12 @@ class EmbeddedPair(ExplicitRungeKutta, ErrorControlled):
         return self.cap
 
     @property
-    def own_step_rule(self) -> StepSize:
+    def watches_rate(self) -> bool:
+        """If nothing measures it."""
+        return not self.cap
+
+    @property
+    def own_step_rule(self) -> ErrorControl:
         """The error control, under the cap."""
         cap = SharpnessCap(every=self.sharpness_every) if self.cap else None
         return ErrorControl(self.rtol, self.atol, self.max_step, cap)

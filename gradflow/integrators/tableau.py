@@ -56,6 +56,14 @@ class Tableau:
                 raise InvalidInputError(f"Expected rows of dense with the sums b = {self.b}, got {ends}.")
 
     @cached_property
+    def apart(self) -> tuple[float, ...] | None:
+        """Weights of what lies between the last stage and the step's end, if that stage is at the step's end."""
+        last = (*self.A[-1], 0.0)
+        if abs(sum(last) - 1) > 1e-12:
+            return None
+        return tuple(b - a for a, b in zip(last, self.b, strict=True))
+
+    @cached_property
     def real_stability(self) -> float:
         """Length of the real stability interval."""
         A = np.zeros((len(self.b), len(self.b)))

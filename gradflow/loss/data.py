@@ -78,6 +78,11 @@ class ChunkedData:
         Items are (inputs…, target).
     loader_options : dict
         Keyword arguments of :class:`torch.utils.data.DataLoader`.
+
+    Attributes
+    ----------
+    resident : bool
+        The chunks are kept.
     """
 
     def __init__(self, dataset: Dataset[Any], loader_options: dict[str, Any]) -> None:
@@ -103,7 +108,7 @@ class ChunkedData:
         self._options |= {k: v for k, v in loader_options.items() if k not in _FORBIDDEN}
         # Read directly, unless a subclass or a collate_fn has a say in what its items are.
         self._is_tensors = type(dataset) is TensorDataset and not loader_options.get("collate_fn")
-        self._resident = False
+        self.resident = False
         self._kept: tuple[tuple[torch.device, torch.dtype], list[Chunk]] | None = None
 
     @property
@@ -121,7 +126,7 @@ class ChunkedData:
         self.chunk_size = chunk_size
         sample = self.head(1)
         n_bytes = sum(t.numel() * t.element_size() for t in (*sample[0], sample[1]))
-        self._resident = n_bytes * self.n_samples <= budget
+        self.resident = n_bytes * self.n_samples <= budget
 
     def head(self, n: int, *, spread: bool = False) -> Chunk:
         """Collate n items: the first ones, or `spread` evenly over the data set."""
@@ -166,7 +171,7 @@ class ChunkedData:
         key = (device, dtype)
         if self._kept is None or self._kept[0] != key:
             chunks = (move(chunk, device, dtype) for chunk in self.host_chunks())
-            if not self._resident:
+            if not self.resident:
                 yield from chunks
                 return
             self._kept = (key, list(chunks))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradflow.loss.capture import Captures
 from gradflow.loss.data import Chunk, move
 from gradflow.loss.network import NetworkLoss
 
@@ -31,6 +32,7 @@ class MiniBatchLoss(NetworkLoss):
         self.n_samples = len(rows)
         self.rows = rows
         self._rounds = None  # the whole has warned
+        self._captures = Captures(False)  # others are next
 
     def chunks(self, theta: Tensor) -> tuple[Sequence[Chunk], Sequence[float]]:
         """Return the chunks, and how much each has of what the criterion averages over; usually there is one."""

@@ -17,11 +17,13 @@ from torch.utils.data import Dataset
 from gradflow.checks import check_count
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss.accuracy import Tally
+from gradflow.loss.capture import Captures, Compile
 from gradflow.loss.check import LEVELS, CheckLevel, enforce, examine
 from gradflow.loss.criteria import ChunkedCriterion, check_criterion, is_cross_entropy
 from gradflow.loss.data import Chunk, ChunkedData, add_to_hash, default_memory_budget
-from gradflow.loss.function import LossFunction
+from gradflow.loss.function import Evaluation, LossFunction
 from gradflow.loss.kinks import kinks_of
+from gradflow.loss.linearization import Count, Linearization
 from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
 from gradflow.loss.numerics import exact_derivatives
 from gradflow.loss.parameters import ParameterLayout, device_and_dtype
@@ -77,8 +79,11 @@ class NetworkLoss(TermLoss):
         memory_budget: int | None = None,
         allow_tf32: bool = False,
         check: CheckLevel | None = "full",
+        compile: Compile = "auto",
         **dataloader_kwargs: Any,
     ) -> None:
+        if compile not in {"auto", True, False}:
+            raise InvalidInputError(f'Expected compile as "auto", True or False, got {compile!r}.')
         if check is not None and check not in LEVELS:
             raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
         check_replaceable(net)
@@ -100,6 +105,7 @@ class NetworkLoss(TermLoss):
         self._weight_norm = has_weight_norm(net)
         self._modes = [(m, m.training) for m in net.modules()]
         self._placement: Placement | None = None
+        self._captures = Captures(compile)
         self.recomputes = True  # until it is known
         self.writes_inputs = False
         self.memory_budget = default_memory_budget(self.device) if memory_budget is None else memory_budget
@@ -131,6 +137,7 @@ class NetworkLoss(TermLoss):
             memory_budget=self.memory_budget,
             allow_tf32=self._allow_tf32,
             check=None,
+            compile=self._captures.compile,
             **self._loader_options,
         )
         part.second = self.second
@@ -243,6 +250,34 @@ class NetworkLoss(TermLoss):
             recurrent=self._recurrent,
             weight_norm=self._weight_norm,
         )
+
+    # ------------------------------------------------------------------ values and derivatives
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the loss does what this class says, and no class of somebody else's."""
+        return type(self) is NetworkLoss
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is in the places of the net's parameters."""
+        return self._placement is None
+
+    def _evaluated(self, theta: Tensor, *, accuracy: bool) -> Evaluation:
+        counts = accuracy and self.classifies
+        captured = self._captures.evaluated(self, theta, accuracy=counts)
+        return super()._evaluated(theta, accuracy=accuracy) if captured is None else captured
+
+    def _linearized(
+        self, theta: Tensor, *, count: Count, count_third: Count, accuracy: bool, keep: bool
+    ) -> Linearization:
+        counts = accuracy and self.classifies
+        captured = (
+            self._captures.linearized(self, theta, count, count_third, accuracy=counts) if keep else None
+        )
+        if captured is not None:
+            return captured
+        return super()._linearized(theta, count=count, count_third=count_third, accuracy=accuracy, keep=keep)
 
     # ------------------------------------------------------------------ the net at θ
 

@@ -48,7 +48,7 @@ class SecondDerivatives:
         """
         if not self._seen:
             self._seen = True
-            functions = _custom_functions(value)
+            functions = custom_functions(value)
             self.functions = sorted(functions)
             names = {node.name() for node in graph_nodes(gradient)}
             self.normalizes = any(norm in name for name in names for norm in _NORMS)
@@ -95,7 +95,8 @@ def _undifferentiable(names: set[str], functions: dict[str, Any]) -> str | None:
     return None
 
 
-def _custom_functions(value: Tensor) -> dict[str, Any]:
+def custom_functions(value: Tensor) -> dict[str, Any]:
+    """Return the subclasses of ``torch.autograd.Function`` in the graph of a value, by name."""
     found = [node._forward_cls for node in graph_nodes([value]) if isinstance(node, BackwardCFunction)]  # type: ignore[attr-defined]
     return {f"{made.__module__}.{made.__qualname__}": made for made in found}
 

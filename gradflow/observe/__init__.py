@@ -3,6 +3,7 @@
 from gradflow.observe.base import Observer
 from gradflow.observe.density import Density
 from gradflow.observe.eigenvalues import EffectiveEigenvalues, Eigenvalues
+from gradflow.observe.error_estimate import ErrorEstimate
 from gradflow.observe.flow import FlowObserver
 from gradflow.observe.function import FunctionObserver
 from gradflow.observe.group import Observers
@@ -21,6 +22,7 @@ __all__ = [
     "Density",
     "EffectiveEigenvalues",
     "Eigenvalues",
+    "ErrorEstimate",
     "FlowObserver",
     "FunctionObserver",
     "MidpointPoint",

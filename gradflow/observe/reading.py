@@ -11,6 +11,7 @@ from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.observe.base import Observer
 from gradflow.observe.density import Density
 from gradflow.observe.eigenvalues import EffectiveEigenvalues
+from gradflow.observe.error_estimate import ErrorEstimate
 from gradflow.observe.function import FunctionObserver
 from gradflow.observe.parameters import Parameters
 from gradflow.observe.point import ObservedPoint
@@ -28,6 +29,7 @@ Observed = Mapping[str, Function | Observer] | Sequence[Observer | Mapping[str, 
 OURS: frozenset[str] = frozenset({"x", "params", "params_initial"}).union(
     RunState.all_variables,
     Parameters.all_variables,
+    ErrorEstimate.all_variables,
     *(o.variables for o in (Scalars, TestSet, EffectiveEigenvalues, Density, Projections)),
 )
 

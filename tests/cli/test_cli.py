@@ -59,6 +59,7 @@ GENERAL = {
     "projection-seed": ("9", lambda c: c["projection_seed"] == 9),
     "params-every": ("0.2", lambda c: c["cadences"]["params"] == [{"dt": 0.2, "n": 1}]),
     "midpoint": (True, None),  # of optimisers: in test_flow_options.py
+    "error-estimate": (True, lambda c: c["error_estimate"] is True),
     "test-every": ("2steps@0.125", lambda c: c["cadences"]["test"] == [{"dt": 0.125, "n": 2}]),
     "abridged-size": ("15", lambda c: c["abridged_size"] == 15),
     "loss-goal": ("0.01", lambda c: c["loss_goal"] == 0.01),

@@ -76,7 +76,7 @@ OURS = [
             lambda rtol: {"dense": False, **tolerance(rtol)},
             exact_gradient=False,
         )
-        for name, order in (("exprb32", 3), ("exprb43", 4))
+        for name, order in (("exprb32", 3), ("exprb43", 4), ("exprb54", 5))
     ),
     Method("auto", tolerance(1e-5), tolerances=tolerance, exact_gradient=False),
     *(
@@ -92,6 +92,7 @@ OURS = [
             ("dopri5", (4.8, 5.2), COARSE, 10.0),
             ("tsit5", (4.8, 5.2), COARSE, 10.0),
             ("dopri8", (7.8, 8.4), (1 / 3, 1 / 4, 1 / 5), 10.0),
+            ("dop853", (7.7, 8.4), (1 / 3, 1 / 4, 1 / 5), 10.0),
         )
     ),
 ]

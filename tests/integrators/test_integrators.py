@@ -528,7 +528,7 @@ def test_stepping_by_hand_is_the_run(method):
             H = train.hvp(before, report.eigenvectors)
             assert torch.allclose(H, report.eigenvectors * report.eigenvalues, atol=0.02 * report.sharpness)
     assert (report.eigenvectors is not None) == (
-        method.name in {"expeuler", "adaptive-gd", "exprb32", "exprb43"}
+        method.name in {"expeuler", "adaptive-gd", "exprb32", "exprb43", "exprb54"}
     )
 
 

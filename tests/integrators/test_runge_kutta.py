@@ -28,6 +28,7 @@ NODES = {
     "dopri5": "0 1/5 3/10 4/5 8/9 1",
     "tsit5": "0 161/1000 327/1000 9/10 0.9800255409045097 1",
     "dopri8": "0 1/18 1/12 1/8 5/16 3/8 59/400 93/200 5490023248/9719169821 13/20 1201146811/1299019798 1 1",
+    "dop853": " ".join(map(repr, map(float, DOP853.C[:12]))),
 }
 PAIRS = [name for name in NODES if METHODS[name].tableau.error is not None]
 DENSE = [name for name in NODES if METHODS[name].tableau.dense is not None]
@@ -36,6 +37,7 @@ INTERPOLATING = [name for name in NODES if METHODS[name].interpolates]
 COSTS = {
     "midpoint": (2, 1), "heun2": (2, 1), "heun3": (3, 2), "rk4": (4, 3), "adaptive_heun": (2, 1),
     "fehlberg2": (3, 2), "bosh3": (3, 3), "dopri5": (6, 6), "tsit5": (6, 6), "dopri8": (13, 12),
+    "dop853": (12, 11),
 }  # fmt: skip
 
 
@@ -77,7 +79,9 @@ def trees(A):
 def test_rows_sum_to_the_published_nodes_and_weights_to_one(name):
     table = METHODS[name].tableau
     nodes = [float(Fraction(c)) for c in NODES[name].split()]
-    assert [sum(row) for row in table.A] == pytest.approx(nodes, abs=2e-15 if name != "dopri8" else 1e-14)
+    assert [sum(row) for row in table.A] == pytest.approx(
+        nodes, abs=1e-14 if name.startswith("dop") else 2e-15
+    )
     assert sum(table.b) == pytest.approx(1.0, abs=1e-15)
 
 
@@ -218,11 +222,51 @@ def test_the_interpolant_is_of_the_methods_order_but_for_one(name):
         assert torch.allclose(result.interpolant(1.0), result.z, rtol=0, atol=1e-13)
         assert torch.equal(result.interpolant(0.0), theta)
     slope = np.polyfit(np.log(hs), np.log(errors), 1)[0]
-    order = min(method.order, 4 if name in DENSE else 3)
+    order = {"dop853": 7}.get(name, min(method.order, 4 if name in DENSE else 3))
     assert slope > order + 0.7, errors
 
 
-@pytest.mark.parametrize("name", ["dopri5", "tsit5", "dopri8"])
+def test_a_step_of_dop853_its_error_and_its_interpolant_are_scipys():
+    train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
+    h = 0.4
+    theirs = DOP853(
+        lambda t, y: -train.gradient(torch.from_numpy(y))[1].numpy(),
+        0.0, theta.numpy(), 1.0, first_step=h, rtol=1e3, atol=0.0,
+    )  # fmt: skip
+    theirs.step()
+    field = Field(train)
+    result = METHODS["dop853"]().step(field.at(theta), h, None)
+    assert result.z.numpy() == pytest.approx(theirs.y, abs=1e-14)
+    scale = 1e3 * np.maximum(np.abs(theta.numpy()), np.abs(theirs.y))
+    e5, e3 = (h * theirs.K.T @ weights for weights in (theirs.E5, theirs.E3))
+    assert result.error == pytest.approx(e5 @ e5 / np.hypot(*map(np.linalg.norm, (e5, 0.1 * e3))), rel=1e-9)
+    assert theirs._estimate_error_norm(theirs.K, h, scale) < 1  # so that the step was accepted as it is
+    before, dense = field.cost.n_gradients, theirs.dense_output()
+    for s in (0.1, 0.37, 0.8):
+        assert result.interpolant(s).numpy() == pytest.approx(dense(s * h), abs=1e-14)
+    assert field.cost.n_gradients == before + 3
+
+
+@pytest.mark.parametrize("name", ["tsit5", "dopri5", "dop853"])
+def test_the_rate_that_a_step_sees_is_the_stiff_modes(name):
+    """Where stability limits the steps, the last stages differ by the stiffest mode, on a quadratic exactly."""
+    λ = torch.tensor([40.0, 1.0, 0.1], dtype=torch.float64)
+    field = Field(LossFunction.from_callable(lambda x: 0.5 * (λ * x**2).sum()))
+    only = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
+    assert float(METHODS[name](cap=False).step(field.at(only), 0.1, None).pairs.values[0]) == pytest.approx(
+        40.0
+    )
+    assert METHODS[name](cap=True).step(field.at(only), 0.1, None).pairs is None
+    stepper = gradflow.solver(name, field.loss, torch.ones(3, dtype=torch.float64), cap=False, rtol=1e-3)
+    for _ in range(30):
+        report = stepper.step()
+    point = Field(field.loss).at(report.theta)
+    seen = METHODS[name](cap=False).step(point, report.dt, None).pairs
+    assert 35 < float(seen.values[0]) <= 40 * (1 + 1e-9)
+    assert not seen.converged.any()
+
+
+@pytest.mark.parametrize("name", ["dopri5", "tsit5", "dopri8", "dop853"])
 def test_the_flow_at_a_tight_tolerance_is_that_of_scipys_DOP853(name):
     train, _, theta = problems.load("chebyshev-4-20", "regression", "mse", dtype=torch.float64)
     times, shared = [1.3, 5.0], {"rtol": 1e-11, "atol": 1e-13, "t_max": 5.0}

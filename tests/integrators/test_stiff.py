@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.references import by_radau
+from scipy.integrate import solve_ivp
 from scipy.interpolate import CubicHermiteSpline
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -26,7 +27,7 @@ from gradflow.integrators.phi.spaces import DenseSpace, KrylovSpace, Term
 from gradflow.integrators.rkc import chebyshev, stages_for
 from gradflow.spectrum import Eigenpairs
 
-KRYLOV = [("exprb32", {"dense": False}), ("exprb43", {"dense": False})]
+KRYLOV = [(name, {"dense": False}) for name in ("exprb32", "exprb43", "exprb54")]
 STIFF = [*KRYLOV, ("exprb43", {"dense": True}), ("rkc", {})]
 
 
@@ -194,7 +195,7 @@ def test_ritz_pairs_carry_true_residuals():
 # ---------------------------------------------------------------------- exponential Rosenbrock methods
 
 
-@pytest.mark.parametrize("name", ["exprb32", "exprb43"])
+@pytest.mark.parametrize("name", ["exprb32", "exprb43", "exprb54"])
 def test_a_step_is_the_formula_of_the_paper(name):
     """With dense φ-functions and every stage written out; θ, the error, and θ at a fraction of the step."""
     loss = LossFunction.from_callable(lambda x: (x**4).sum() / 4 + x[0] * x[1] ** 2 + 3 * x[2] ** 2)
@@ -217,16 +218,58 @@ def test_a_step_is_the_formula_of_the_paper(name):
 
     if name == "exprb32":
         terms = {1: F, 3: 2 * D(h * φ(1, h, F))}
-    else:
+        lower = {1: F}
+    elif name == "exprb43":
         D2 = D(h / 2 * φ(1, h / 2, F))
         D3 = D(h * φ(1, h, F + D2))
         terms = {1: F, 3: 16 * D2 - 2 * D3, 4: -48 * D2 + 12 * D3}
+        lower = {1: F, 3: terms[3]}
+    else:
+        D2 = D(h / 4 * φ(1, h / 4, F))
+        D3 = D(h / 2 * φ(1, h / 2, F) + 4 * h * φ(3, h / 2, D2))
+        D4 = D(0.9 * h * φ(1, 0.9 * h, F) + 729 / 125 * h * φ(3, 0.9 * h, D3))
+        terms = {1: F, 3: 18 * D3 - 250 / 81 * D4, 4: -60 * D3 + 500 / 27 * D4}
+        lower = {1: F, 3: 64 * D2 - 8 * D3, 4: -384 * D2 + 96 * D3}
     for s in (1.0, 0.4):
         expected = start.numpy() + sum(s ** (k - 1) * s * h * φ(k, s * h, b) for k, b in terms.items())
         assert attempt.interpolant(s).numpy() == pytest.approx(expected, abs=1e-13)
     assert torch.equal(attempt.z, attempt.interpolant(1.0))
-    last = max(terms)
-    assert attempt.error == pytest.approx(np.linalg.norm(h * φ(last, h, terms[last])), rel=1e-10)
+    error = sum(h * φ(k, h, b - lower.get(k, 0 * b)) for k, b in terms.items())
+    assert attempt.error == pytest.approx(np.linalg.norm(error), rel=1e-10)
+
+
+@pytest.fixture(scope="module")
+def coupled():
+    """A stiff linear part and a nonlinear one that couples its directions: the loss, θ₀, and θ(1) by SciPy."""
+    H, _, Q = symmetric([1e6, 3e3, 100.0, 4.0, 0.5])
+    start = Q @ torch.tensor([1e-7, 3e-4, 0.01, 0.5, 1.0], dtype=torch.float64)
+    A = H.numpy()
+
+    def loss(x):
+        return 0.5 * x @ H @ x + torch.cos(2 * x).sum() + x.sum() ** 4 / 8
+
+    def velocity(t, x):
+        return -A @ x + 2 * np.sin(2 * x) - x.sum() ** 3 / 2
+
+    def jacobian(t, x):
+        return -A + np.diag(4 * np.cos(2 * x)) - 1.5 * x.sum() ** 2
+
+    fine = solve_ivp(velocity, (0, 1), start.numpy(), "Radau", jac=jacobian, rtol=1e-10, atol=1e-12)
+    return loss, start, fine.y[:, -1]
+
+
+@pytest.mark.parametrize(("name", "order"), [("exprb43", 4), ("exprb54", 5)])
+def test_the_order_holds_however_stiff(coupled, name, order):
+    """In steps of up to 2.5·10⁵/λ₁."""
+    loss, start, fine = coupled
+    hs, errors = (1 / 4, 1 / 6, 1 / 8, 1 / 12), []
+    for h in hs:
+        ds = gradflow.integrate(
+            loss, start, method=name, t_max=1.0, save_every=1.0, rtol=1e3, max_step=h, dense=True
+        )
+        errors.append(np.linalg.norm(ds.params.values - fine))
+    slope = np.polyfit(np.log(hs), np.log(errors), 1)[0]
+    assert order - 0.3 < slope < order + 0.7, (slope, errors)
 
 
 @pytest.mark.parametrize(("name", "options"), STIFF[:3])
@@ -277,7 +320,10 @@ def test_errors_follow_the_tolerance_over_three_decades(cheb, name, options):
 
 @pytest.mark.parametrize(("name", "options"), STIFF)
 def test_the_interpolant_is_of_the_methods_order(name, options):
-    """The error half way through one step falls as that of the method's local error: one order higher."""
+    """The error half way through one step falls as that of the method's local error: one order higher.
+
+    That of exprb54, whose stages are of a lower order, falls as its error over a run.
+    """
     train, _, theta = problems.load("chebyshev-3-20", "regression", "mse", dtype=torch.float64)
     order, errors = METHODS[name].order, []
     tight = {"krylov_tol": 1e-12} if name != "rkc" else {}
@@ -292,7 +338,8 @@ def test_the_interpolant_is_of_the_methods_order(name, options):
         )
         errors.append(np.linalg.norm(run.theta.values[1] - reference.params.values))
     slope = np.polyfit(np.log(hs), np.log(errors), 1)[0]
-    assert order + 0.6 < slope < order + 1.6, errors
+    local = order if name == "exprb54" else order + 1
+    assert local - 0.4 < slope < local + 0.6, errors
 
 
 @pytest.mark.parametrize(("name", "options"), KRYLOV)
@@ -339,7 +386,8 @@ def test_what_the_space_leaves_out_counts_in_the_error_of_a_step(name, options, 
     assert krylov.h == dense.h == 0.5
     missing = float((krylov.z - dense.z).norm())
     assert missing > 1e-5
-    assert missing < krylov.error - dense.error < 2 * missing
+    # The estimate of exprb54 has three remainders in place of two, of each of which the space leaves out a part.
+    assert missing < krylov.error - dense.error < (4 if name == "exprb54" else 2) * missing
 
 
 @pytest.mark.parametrize(("name", "options"), KRYLOV)
@@ -372,7 +420,7 @@ def test_the_basis_is_bounded_by_the_memory_budget():
     assert METHODS["exprb43"](max_basis=7, dense=True).resolve(loss).settings()["max_basis"] == 7
 
 
-@pytest.mark.parametrize(("name", "gradients"), [("exprb32", 2), ("exprb43", 3)])
+@pytest.mark.parametrize(("name", "gradients"), [("exprb32", 2), ("exprb43", 3), ("exprb54", 4)])
 def test_a_step_costs_its_stages(name, gradients):
     H, _, Q = symmetric([50.0, 3.0, 1.0])
     by_hand = gradflow.solver(name, lambda x: torch.log(torch.cosh(H @ x)).sum() / 50, Q.sum(1), dense=False)
@@ -380,6 +428,25 @@ def test_a_step_costs_its_stages(name, gradients):
     for before, after in pairwise(reports[1:]):
         attempts = 1 + after.n_rejected - before.n_rejected
         assert after.n_gradients - before.n_gradients == 1 + (gradients - 1) * attempts
+
+
+@pytest.mark.parametrize("rtol", [1e-3, 1e-5])
+def test_no_mode_grows_unseen_in_steps_of_many_stages(rtol):
+    """A hidden mode of rate λ₁ = 10 e^{t/5}, in steps that are exact otherwise and so grow as long as they may."""
+    start = torch.tensor([0.0, 1e-12], dtype=torch.float64)
+    ds = gradflow.integrate(
+        lambda z: -z[0] + 5 * torch.exp(z[0] / 5) * z[1] ** 2,
+        start,
+        method="rkc",
+        rtol=rtol,
+        atol=1e-2 * rtol,
+        t_max=30.0,
+        save_every=gradflow.steps(1),
+    )
+    assert np.abs(ds.theta.values[:, 1]).max() == start[1]
+    assert ds.theta.values[-1, 0] == pytest.approx(30.0)
+    assert ds.attrs["n_steps"] < 20
+    assert ds.n_gradients[-1] < 1700
 
 
 @pytest.mark.parametrize(("name", "options"), STIFF)
@@ -551,16 +618,24 @@ def test_rkc_shortens_a_step_that_needs_too_many_stages():
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "every", "expected"),
+    ("before", "now", "every", "expected", "growth"),
     [
-        (10.0, 10.4, 4, 5),  # 0.1 a step: 5 % of 10.4 in 5.2 steps
-        (10.0, 7.6, 4, 3),  # six times as fast where it falls
-        (10.0, 10.0, 4, 12),  # three times as seldom at most,
-        (10.0, 10.0, 10, 20),  # and never more than twenty steps
-        (10.0, 90.0, 4, 1),
+        (
+            10.0,
+            10.4,
+            4,
+            5,
+            2 * 5 * 0.1,
+        ),  # 0.1 a step: 5 % of 10.4 in 5.2 steps; twice that is allowed for
+        (10.0, 7.6, 4, 3, 0.05 * 7.6),  # six times as fast where it falls
+        (10.0, 10.0, 4, 12, 0.5),  # three times as seldom at most,
+        (10.0, 10.0, 10, 20, 0.5),  # and never more than twenty steps
+        (10.0, 90.0, 4, 1, 2 * 20.0),
     ],
 )
-def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(before, now, every, expected):
+def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(
+    before, now, every, expected, growth
+):
     def pairs(λ):
         λ = torch.tensor([λ], dtype=torch.float64)
         return Eigenpairs(λ, torch.ones(2, 1, dtype=torch.float64), 0 * λ, 0, λ > 0, float(λ))
@@ -574,14 +649,18 @@ def test_rkc_measures_again_when_the_sharpness_may_have_grown_by_a_twentieth(bef
 
     method = METHODS["rkc"]()
     sharpness = method._sharpness(Point(), None)
-    assert (sharpness.age, sharpness.every) == (0, 1)
-    sharpness = dataclasses.replace(sharpness, pairs=pairs(before), every=every, age=4)
+    assert (sharpness.age, sharpness.every, sharpness.growth) == (0, 1, 0.05 * now)
+    sharpness = dataclasses.replace(sharpness, pairs=pairs(before), every=every, age=3, stages=21)
     if every > 4:
-        assert method._sharpness(Point(), sharpness) is sharpness
-        sharpness = dataclasses.replace(sharpness, age=every)
-    again = method._sharpness(Point(), sharpness)
+        later = method._look(Point(), sharpness, 20)
+        assert later == dataclasses.replace(sharpness, age=4, stages=1)
+        sharpness = dataclasses.replace(sharpness, age=every - 1)
+    again = method._look(Point(), sharpness, 20)
     assert float(again.pairs.values) == now
     assert (again.age, again.every) == (0, expected)
+    assert again.growth == pytest.approx(growth)
+    # many stages are enough to measure again
+    assert float(method._look(Point(), sharpness, 21).pairs.values) == now
 
 
 def test_rkc_interpolates_by_the_cubic_of_both_ends():

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradflow.integrators.phi.basis import Basis
 from gradflow.integrators.phi.functions import phi
 from gradflow.spectrum import Eigenpairs, SymmetricOperator
 from gradflow.status import NumericalFailure, Status
@@ -111,9 +112,9 @@ class KrylovSpace:
         P = operator.shape[0]
         self._operator = operator
         self._capacity = min(capacity, P)
-        self._Q = torch.empty(self._capacity + 1, P, dtype=operator.dtype, device=operator.device)
+        like = torch.empty(0, dtype=operator.dtype, device=operator.device)
+        self._Q = Basis(P, self._capacity + 1, like)
         self._T = np.zeros((self._capacity + _GUESTS,) * 2)
-        self._n = 0
         self._A: list[int] = []
         self._B: list[int] = []
         self._ritz: tuple[np.ndarray, np.ndarray] | None = None
@@ -127,34 +128,28 @@ class KrylovSpace:
         """Multiply candidate i by H."""
         self._B.remove(i)
         self._A.append(i)
-        self._T[:, i] = self.coordinates(self._operator @ self._Q[i])
+        self._T[:, i] = self._take(self._operator @ self._Q.rows[i], self._first_part(i))
         if not np.isfinite(self._T[:, i]).all():
             raise NumericalFailure(Status.STEP_UNDERFLOW, _NOT_FINITE)
         self._ritz = None
 
     def coordinates(self, vector: Tensor) -> np.ndarray:
         """Take a vector, shape (P,), into the space: what is new of it, if more than rounding, as a candidate."""
-        Q = self._Q[: self._n]
-        c = Q @ vector
-        rest = vector - c @ Q
-        again = Q @ rest  # "twice is enough" (Giraud et al. 2005)
-        rest = rest - again @ Q
+        return self._take(vector, 0)
+
+    def _take(self, vector: Tensor, known_from: int) -> np.ndarray:
+        n = len(self._Q)
+        parts = self._Q.take(vector, known_from)
+        if len(self._Q) > n:
+            self._B.append(n)
         z = np.zeros(len(self._T))
-        z[: self._n] = (c + again).cpu().numpy()
-        norm = float(torch.linalg.vector_norm(rest, dtype=torch.float64))
-        if norm > 10 * torch.finfo(rest.dtype).eps * math.hypot(norm, float(np.linalg.norm(z))):
-            z[self._n] = norm
-            self._append(rest / norm)
+        z[: len(parts)] = parts
         return z
 
-    def _append(self, unit: Tensor) -> None:
-        if self._n == len(self._Q):
-            larger = self._Q.new_empty(self._n + 8, self._Q.shape[1])
-            larger[: self._n] = self._Q
-            self._Q = larger
-        self._Q[self._n] = unit
-        self._B.append(self._n)
-        self._n += 1
+    def _first_part(self, i: int) -> int:
+        """Return the first vector of the basis in which the image of qᵢ has a part, as H is symmetric."""
+        reached = np.flatnonzero(self._T[i])  # those whose images have a part in qᵢ
+        return min([*reached.tolist(), *self._B, i])
 
     def resolve(self, terms: Sequence[Term], tol: float, *, room: float = 1.0) -> float:
         """Grow until no term's error exceeds `tol`, or that part of the room is used; return the largest error."""
@@ -172,9 +167,9 @@ class KrylovSpace:
                     if _overflows(self._eigh()[0], terms):
                         return math.inf
                     return max(float(np.linalg.norm(self._leak(term))) for term in terms)
-                n = self._n
+                n = len(self._Q)
                 self.multiply(i)
-                if self._n == n:
+                if len(self._Q) == n:
                     break
                 i = n
 
@@ -194,7 +189,7 @@ class KrylovSpace:
 
     def vector(self, z: np.ndarray) -> Tensor:
         """Return the vector, shape (P,), of coordinates."""
-        return torch.from_numpy(z[: self._n]).to(self._Q) @ self._Q[: self._n]
+        return self._Q.combine(z[: len(self._Q)])
 
     def eigenvalues(self, n: int = 0) -> np.ndarray:
         """Return the Ritz values of at least n products, smallest first."""
@@ -208,9 +203,9 @@ class KrylovSpace:
         scale = float(np.abs(self._eigh()[0]).max(initial=0.0))
         residuals = np.linalg.norm(self._T[np.ix_(self._B, self._A)] @ Y, axis=0)
         residuals = torch.from_numpy(residuals / scale if scale > 0 else residuals)
-        z = np.zeros((len(θ), self._n))
+        z = np.zeros((len(θ), len(self._Q)))
         z[:, self._A] = Y.T
-        vectors = (torch.from_numpy(z).to(self._Q) @ self._Q[: self._n]).T
+        vectors = self._Q.combine(z).T
         return Eigenpairs(torch.from_numpy(θ.copy()), vectors, residuals, 0, residuals <= _RITZ_TOL, scale)
 
     def _eigh(self) -> tuple[np.ndarray, np.ndarray]:

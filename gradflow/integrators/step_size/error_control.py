@@ -154,9 +154,14 @@ def tolerance(control: Any, point: Point, end: Tensor | None = None) -> float:
         The state at its end.
     """
     size = point.field.flow.size
-    rtol = max(control.rtol, _LEAST * torch.finfo(point.z.dtype).eps)
+    rtol = max(control.rtol, least_rtol(point.z.dtype))
     before = size(point.z)
     return float(control.atol + rtol * (before if end is None else max(before, size(end))))
+
+
+def least_rtol(dtype: torch.dtype) -> float:
+    """Return the least rtol that a dtype resolves."""
+    return float(_LEAST * torch.finfo(dtype).eps)
 
 
 def _ratio(error: float, tol: float) -> float:
@@ -168,7 +173,7 @@ def _ratio(error: float, tol: float) -> float:
 
 def warn_if_unreachable(rtol: float, atol: float, z: Tensor, consequence: str) -> None:
     """Warn of a tolerance that is below what z's dtype resolves, and say which isn't."""
-    least = _LEAST * torch.finfo(z.dtype).eps
+    least = least_rtol(z.dtype)
     if rtol < least and atol < least * norm(z):
         warnings.warn(
             f"rtol = {rtol:g} is below what {z.dtype} resolves; rtol = {least:.1e} {consequence}. "

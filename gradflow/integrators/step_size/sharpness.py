@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from gradflow.checks import check_number
 from gradflow.errors import InvalidInputError
@@ -100,39 +100,6 @@ class SharpnessCap(StepSize):
         sharpness = float(pairs.values[0])
         rate = sharpness if sharpness > 0 else pairs.scale
         return min(safe_divide(self.alpha, rate), self.max_step)
-
-
-@dataclass(frozen=True)
-class BulkEigenvalueCap(StepSize):
-    """h = min(1/|λ_{k+1}|, max_step): the stability of Euler on all but the top k eigenvectors.
-
-    Lowell & Kastner (2024). The first `warmup_iters` steps have `warmup_factor` · max_step for max_step.
-
-    Parameters
-    ----------
-    k : int
-        Dimension of the subspace that is integrated exactly.
-    max_step : float
-    warmup_iters : int
-    warmup_factor : float
-    tol : float
-        Residual to which the eigenpairs are measured.
-    """
-
-    k: int
-    max_step: float
-    warmup_iters: int
-    warmup_factor: float
-    tol: float
-
-    def propose(self, point: Point, t: float, step: int, state: Any, *, fresh: bool = False) -> Proposal:
-        """Propose 1/|λ_{k+1}|, capped."""
-        P = len(point.z)
-        pairs = check_finite(point.rates(min(self.k + 1, P), tol=self.tol))
-        h = self.max_step * (self.warmup_factor if step < self.warmup_iters else 1.0)
-        if self.k < P:
-            h = min(safe_divide(1.0, abs(float(pairs.values[self.k]))), h)
-        return Proposal(h, h, pairs)
 
 
 def values_of(pairs: Eigenpairs) -> Eigenpairs:
