@@ -11,9 +11,7 @@ from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
 #: Ritz vectors, beyond those asked for, that are carried from solve to solve as guards.
 GUARDS = 1
 #: Part of a random unit vector that is mixed into the guard before it is multiplied.
-MIXED = 0.15
-#: Part of the guard in the sum of start vectors that is multiplied first.
-WEIGHT = 0.3
+MIXED = 0.3
 #: Krylov steps on the guard, which go on while its Ritz value rises by more than 5 % of the last one asked for.
 PROBES, MOST_PROBES, RISING = 1, 6, 0.05
 #: Start vectors are poor if more than this part of the image of their sum lies outside their span.
@@ -37,8 +35,8 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
 
     The sum of the start vectors is multiplied first. If its image shows that they span nothing that is nearly
     invariant, the others are not worth a product each, and V grows from that sum as in the Lanczos method.
-    That finds one vector of an eigenspace: so what V has left out of the start vectors' span when all has
-    converged is searched then.
+    That finds one vector of an eigenspace, or two with the guard's: so what V has left out of the start
+    vectors' span when all has converged is searched then.
 
     A small residual shows that a pair is an eigenpair, not that none above it was missed: an eigenvalue that
     rises out of the bulk is invisible from the last basis. So the Ritz vector after those asked for is carried
@@ -65,7 +63,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
         before, guard = guard, float(ritz[k]) if len(ritz) > k else -torch.inf
         rising = guard - before > RISING * abs(float(ritz[k - 1])) and probes < MOST_PROBES
         if (probes < PROBES or rising) and len(space) < P:
-            block = space.image(rotation[:, k : k + GUARDS])
+            block = torch.cat([block, space.image(rotation[:, k : k + GUARDS])], 1)
             probes += 1
         elif not block.shape[1]:
             block, put_off = space.outside(put_off), problem.empty()
@@ -97,21 +95,19 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
     """
     k = problem.k
     start = problem.empty() if problem.start is None else problem.start
-    X, guard = orthonormalize(start[:, :k]), orthonormalize(start[:, k : k + GUARDS])
-    if not X.shape[1]:
+    X, guard = orthonormalize(start[:, :k]), start[:, k : k + GUARDS]
+    if not space.grow(X.sum(1, keepdim=True)):
         space.grow(problem.random(1))
-        return True, X
-    noise = problem.random(1)
-    noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
-    mixed = (guard + noise)[:, :1] if guard.shape[1] else noise
-    space.grow(X.sum(1, keepdim=True) + WEIGHT * mixed)
+        return True, problem.empty()
     image = space.newest_image()
-    known = orthonormalize(torch.cat([X, guard, noise], 1))
-    leaves = torch.linalg.vector_norm(image - known @ (known.T @ image))
+    leaves = torch.linalg.vector_norm(image - X @ (X.T @ image))
+    noise = problem.random(max(1, guard.shape[1]))
+    noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
+    guard = guard + noise if guard.shape[1] else noise
     if bool(leaves <= POOR * torch.linalg.vector_norm(image)):
-        space.grow(torch.cat([X, mixed], 1))
+        space.grow(torch.cat([X, guard], 1))
         return False, problem.empty()
-    space.grow(torch.cat([mixed, image], 1))
+    space.grow(torch.cat([guard, image], 1))
     return False, X
 
 
