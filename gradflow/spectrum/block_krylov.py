@@ -18,8 +18,11 @@ PROBES, MOST_PROBES, RISING = 1, 6, 0.05
 POOR = 0.05
 #: A start vector set aside is added back if more than this part of it lies outside the search space.
 LEFT_OUT = 0.4
-#: Krylov steps from a random vector that end a cold solve.
+#: Krylov steps from a random vector that end a cold solve, at most.
 SEARCH = 8
+#: The search is as long as it takes to see an eigenvalue this much above the last one asked for, in max|λ|, of which
+#: the random vector has this part of what a unit vector has on average, by the square.
+ABOVE, SHARE = 0.02, 0.01
 
 
 def block_krylov(problem: EigenProblem) -> EigenSolution:
@@ -40,6 +43,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     along as a guard, some of a random vector is mixed into it, and its images are searched as well. A cold solve
     ends with a few Krylov steps from another random vector, until those raise none of the k Ritz values: what
     they find is mostly further vectors of an eigenspace, of which the first vector has one component.
+    There are as many as it takes to see such a vector, by the spectrum that the first vector has shown.
     """
     k, P = problem.k, problem.P
     space = _SearchSpace(problem, capacity=min(P, 4 * k + 20))
@@ -47,7 +51,8 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     while len(space) < k and (space.grow(space.newest_image()) or space.grow(problem.random(1))):
         pass
 
-    probes, guard, first = 0, -torch.inf, 0
+    # A cold solve looks further in its end.
+    probes, guard, first = (PROBES, torch.inf, 0) if cold else (0, -torch.inf, 0)
     while True:
         ritz, rotation = space.ritz()
         if not space.is_finite or space.n_hvp >= problem.max_hvps:
@@ -108,14 +113,40 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
 
 def _finds_more(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotation: Tensor) -> bool:
     """Search from a random vector; return whether that raises one of the k largest Ritz values."""
-    space.make_room(SEARCH, ritz, rotation, keep=problem.k + GUARDS)
+    steps = _steps_of_search(space, problem, ritz, rotation)
+    space.make_room(steps, ritz, rotation, keep=problem.k + GUARDS)
     vector = problem.random(1)
-    for _ in range(SEARCH):
+    for _ in range(steps):
         if not space.grow(vector):
             break
         vector = space.newest_image()
     rise = space.ritz()[0][: problem.k] - ritz[: problem.k]
     return bool((rise > problem.tol * space.scale).any())
+
+
+def _steps_of_search(space: _SearchSpace, problem: EigenProblem, ritz: Tensor, rotation: Tensor) -> int:
+    """Return how many Krylov steps from a random vector would see an eigenvalue above those asked for.
+
+    The Lanczos method from a random vector v gives the spectrum as v sees it: Ritz values, with the squares of their
+    vectors' parts of v as weights (Golub & Welsch 1969). Those that have converged have weights of about 1/P, and the
+    search space has them already. To the others an eigenvalue with a small weight is added, and the Lanczos method
+    is run on that measure.
+    """
+    if len(space) < space.n_hvp or not len(ritz) > problem.k:  # restarted: what v was is lost
+        return SEARCH
+    weights = rotation[0] ** 2
+    bulk = weights > 1 / problem.P
+    bulk[: problem.k] = False
+    last = ritz[problem.k - 1]
+    nodes = torch.cat([ritz[bulk], (last + ABOVE * space.scale)[None]])
+    vector = torch.cat([weights[bulk], weights.new_tensor([SHARE / problem.P])]).sqrt()[:, None]
+    basis = vector / torch.linalg.vector_norm(vector)
+    for steps in range(1, SEARCH):
+        if steps > 1:
+            basis = torch.cat([basis, orthonormalize(nodes[:, None] * basis[:, -1:], basis)], 1)
+        if torch.linalg.eigvalsh(basis.T @ (nodes[:, None] * basis))[-1] > last + problem.tol * space.scale:
+            return steps
+    return SEARCH
 
 
 class _SearchSpace:

@@ -457,6 +457,33 @@ def test_unknown_backends_are_refused_with_the_valid_ones():
         SpectrumService(backend="lobpgc")
 
 
+class Spread:
+    """σI + Q diag(λ − σ) Qᵀ in float32, each product rounded once: its eigenvectors Q have no entry that is large."""
+
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self, values, rest, size):
+        g = torch.Generator().manual_seed(0)
+        self.Q = torch.linalg.qr(torch.randn(size, len(values), generator=g, dtype=torch.float64))[0]
+        self.values, self.rest, self.shape = values, rest, (size, size)
+
+    def __matmul__(self, block):
+        x = block.double()
+        return (self.rest * x + self.Q @ ((self.values - self.rest)[:, None] * (self.Q.T @ x))).float()
+
+
+@pytest.mark.parametrize("values", [[9, 5, 3, 2], [9, 9, 5, 5], [-1, -1, -1, -2]])
+def test_ritz_values_of_large_operators_in_float32_are_summed_in_float64(values):
+    exact = torch.tensor(values, dtype=torch.float64)
+    operator = Spread(exact, -3.0, 200_000)
+    pairs = SpectrumService().top(4, operator, tol=1e-4)
+    assert pairs.converged.all()
+    # Left are the rounding errors of single entries, which average out; sums in float32 are off by 3e-5 to 5e-5.
+    assert ((pairs.values - exact).abs() < 3e-8 * pairs.scale).all()
+    V = pairs.vectors.double()
+    assert ((V.T @ V - torch.eye(4)).abs() < 3e-7).all()
+
+
 @pytest.mark.parametrize("scale", [1e-25, 1e-10, 1e15])
 def test_residuals_neither_under_nor_overflow_in_float32(scale):
     A = (matrix(spectrum("outliers")) * scale).float()

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -23,7 +22,6 @@ from gradflow.flows.central.sdcp import svec
 from gradflow.flows.central.third import Third, third_derivatives
 from gradflow.flows.edge_measures import EDGE_VARIABLES, quartic_ratio
 from gradflow.flows.point import all_finite
-from gradflow.loss import Linearization
 from gradflow.optim.scheduler import MakesScheduler
 from gradflow.spectrum import Preconditioned
 from gradflow.status import NumericalFailure, Status
@@ -270,10 +268,6 @@ class CentralFlow(Flow):
             raise NumericalFailure(
                 Status.NO_SHARPNESS, f"the eigensolver returned λ = {pairs.values.tolist()}"
             )
-        if vectors.dtype != torch.float64:
-            values, vectors = point.work(
-                ("pairs of the central flow", k), lambda: _ritz(point.linearization, P, vectors)
-            )
         return to_numpy(values), vectors
 
     def tracked(self, point: Point, least: float, n: int = 0) -> tuple[np.ndarray, Tensor]:
@@ -335,15 +329,3 @@ class CentralFlow(Flow):
 
 def _named(value: Any) -> Any:
     return getattr(value, "__qualname__", type(value).__qualname__) if callable(value) else value
-
-
-def _ritz(linearization: Linearization, P: Tensor, U: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues of P⁻¹H and P-orthonormal vectors within a span, descending, by sums in float64.
-
-    Sums of 656,810 products in float32 are off by 4e-5, and by as much otherwise when a block has another width.
-    """
-    V = U.double()
-    A = V.T @ (linearization @ U).double()
-    G = V.T @ ((P if P.dim() == 0 else P[:, None]).double() * V)
-    values, turn = scipy.linalg.eigh(to_numpy(0.5 * (A + A.T)), to_numpy(G))
-    return torch.from_numpy(values[::-1].copy()), (V @ torch.from_numpy(turn[:, ::-1].copy()).to(V)).to(U)
