@@ -142,7 +142,8 @@ def integrate(
         about as much as this one or less. Every record has ``theta_error_estimate``, ‖θ − θ*‖₂, and
         ``theta_error_tolerance``, what the tolerance promises: the sum of atol + rtol·‖θ‖₂ over the steps so far, which
         bounds the error where the flow doesn't make it larger. An estimate beyond it is warned of at the end. The run
-        stays the same bit for bit, and the second one counts as observing. Not for optimisers, and methods of other libraries.
+        stays the same bit for bit, and the second one counts as observing. Not for optimisers, and methods of other
+        libraries.
     test : LossFunction, optional
         A second loss, on test data, whose value and accuracy are recorded.
     test_every : float, gradflow.steps or sequence of float, optional

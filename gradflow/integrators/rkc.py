@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar
@@ -20,6 +21,7 @@ from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.integrators.step_size.sharpness import values_of
 from gradflow.plain import restorable
 from gradflow.spectrum import Eigenpairs
+from gradflow.status import NumericalFailure
 
 #: λ₁ is measured to 5 %, and may grow by another 5 % until it is measured again, or by what its growth so far says.
 _SHARPNESS_TOL, _GROWTH = 0.05, 0.05
@@ -157,9 +159,12 @@ class RKC(ErrorControlled):
         for μ, ν, μ_, γ_ in c.coefficients:
             before, d = d, μ * d + ν * before + h * (μ_ * f(z + d) + γ_ * F0)
         end = f.at(z + d)
-        later = self._look(end, sharpness, s)
         F1 = end.velocity
         error = norm(0.4 * h * (F0 + F1) - 0.8 * d)
+        try:
+            later = self._look(end, sharpness, s) if math.isfinite(error) else sharpness
+        except NumericalFailure:  # λ₁ isn't a number there: the step was too long
+            error, later = math.inf, sharpness
         if h * later.bound > c.interval:  # a mode grew, perhaps from too little to be seen in the estimate
             error = max(error, _TOO_LARGE * tolerance(self.tolerances, point, end.z))
         return StepResult(
