@@ -14,6 +14,7 @@ from torch import Tensor
 from gradflow.flows import Point
 from gradflow.integrators.runge_kutta import EmbeddedPair, combine
 from gradflow.integrators.step_size.base import norm
+from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.integrators.tableau import Tableau
 
 
@@ -24,6 +25,8 @@ def _rows(matrix: np.ndarray) -> tuple[tuple[float, ...], ...]:
 #: Its coefficients are SciPy's; the estimates have a thirteenth weight, for the velocity at the step's end.
 _A, _B = _rows(DOP853.A), tuple(map(float, DOP853.B))
 _E3, _E5 = tuple(map(float, DOP853.E3)), tuple(map(float, DOP853.E5))
+#: The largest value of s⁴(1 − s)³, by which the interpolant's last term is multiplied.
+_LAST = 4**4 * 3**3 / 7**7
 #: Three more stages, which the interpolant takes, and its weights.
 _A_MORE, _D = _rows(DOP853.A_EXTRA), _rows(DOP853.D)
 
@@ -34,7 +37,8 @@ class DormandPrince853(EmbeddedPair):
 
     Hairer, Nørsett & Wanner (1993), II.5 and II.6, where it is called DOP853. Its error estimate joins one of order 5
     and one of order 3 as e₅ · e₅/√(e₅² + e₃²/100). The interpolant takes three gradients, for the first record within
-    a step. Options are those of :class:`EmbeddedPair`.
+    a step. Where its last term is above the tolerance, as it may be in steps that stability limits, a record is the end
+    of a shorter step from the same start. Options are those of :class:`EmbeddedPair`.
     """
 
     name: ClassVar[str] = "dop853"
@@ -66,6 +70,8 @@ class DormandPrince853(EmbeddedPair):
         def interpolant(s: float) -> Tensor:
             if not found:
                 found.extend(polynomial())
+            if _LAST * norm(found[-1]) > tolerance(self.tolerances, point, end.z):
+                return z.clone() if s == 0 else self.step(point, s * h, None).z
             value = found[-1] * (s if len(found) % 2 else 1 - s)
             for i in range(len(found) - 2, -1, -1):
                 value = (value + found[i]) * (1 - s if i % 2 else s)

@@ -46,8 +46,8 @@ def test_gradient_descent_trains_at_the_edge_and_the_flow_beyond_it():
 @needs_real_data
 def test_on_cifar_they_part_where_the_sharpness_crosses_the_threshold():
     train = short_cifar_flow()
-    lr, tick = 0.02, steps(20, of=0.02)
-    shared = {"t_max": 8.0, "save_every": tick, "n_eigs": 1, "n_projections": 100}
+    lr, tick = 0.02, steps(45, of=0.02)
+    shared = {"t_max": 12.6, "save_every": tick, "n_eigs": 1, "n_projections": 100}
     gd = gradflow.integrate(train, method="gd", lr=lr, **shared)
     flow = gradflow.integrate(train, method="auto", rtol=1e-3, **shared)
     threshold, crossing = 2 / lr, crossing_time(gd)
@@ -60,9 +60,9 @@ def test_on_cifar_they_part_where_the_sharpness_crosses_the_threshold():
     path = float(difference.path_length[t < crossing][-1])  # travelled up to the crossing
     before = float(difference.distance[t < crossing].max()) / path
     assert before < 0.02
-    assert 2 * crossing < t[-1]
-    after = float(difference.distance[t >= 2 * crossing][0]) / float(
-        difference.path_length[t >= 2 * crossing][0]
+    assert 3 * crossing < t[-1]
+    after = float(difference.distance[t >= 3 * crossing][0]) / float(
+        difference.path_length[t >= 3 * crossing][0]
     )
     assert after > 5 * before
 
