@@ -11,7 +11,7 @@ help:
 	@echo "make demo      integrate a real network on the shipped digits: two files and a picture in demo/"
 	@echo "make test      run the whole suite, two tests at a time"
 	@echo "make lint      ruff, mypy, import-linter"
-	@echo "make examples  run every example, small"
+	@echo "make examples  run every example, small; -j 2 runs two at a time"
 	@echo "make clean     remove .venv, caches and demo/"
 
 install: $(INSTALLED)
@@ -36,18 +36,16 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-examples: $(INSTALLED)
-	$(BIN)/python examples/digits.py --small --out-dir demo/small
-	$(BIN)/python examples/compare_integrators.py --small --out-dir demo/small
-	$(BIN)/python examples/cifar_flow.py --small --out-dir demo/small
-	$(BIN)/python examples/edge_of_stability.py --small --lrs 0.6 --t-max 12 --out-dir demo/small/edge
-	$(BIN)/python examples/progressive_sharpening.py --small --out-dir demo/small/sharpening
-	$(BIN)/python examples/optimizers_on_a_surface.py --small --out-dir demo/small/surfaces
-	$(BIN)/python examples/adaptive_edge_of_stability.py --small --out-dir demo/small/adaptive
-	$(BIN)/python examples/elra_rosenbrock.py --small --out-dir demo/small/elra
-	$(BIN)/python examples/momentum_thresholds.py --small --out-dir demo/small/momentum
-	$(BIN)/python examples/edge_flows.py --small --out-dir demo/small/edge_flows
-	$(BIN)/python examples/berthier_toy.py --steps 800 --every 25 --out-dir demo/small/berthier
+EXAMPLES := digits compare_integrators cifar_flow edge_of_stability progressive_sharpening optimizers_on_a_surface \
+	adaptive_edge_of_stability elra_rosenbrock momentum_thresholds edge_flows berthier_toy
+SMALL := --small
+SMALL_edge_of_stability := --small --lrs 0.6 --t-max 12
+SMALL_berthier_toy := --steps 800 --every 25
+
+examples: $(EXAMPLES:%=example-%)
+
+example-%: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python examples/$*.py $(or $(SMALL_$*),$(SMALL)) --out-dir demo/small/$*
 
 clean:
 	rm -rf $(VENV) demo .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -73,7 +73,7 @@ def test_momentum_trains_at_its_own_threshold(method, lr):
     """β = 0.5: (2 + 2β)/η and (2 + 2β)/(η(1 + 2β)) are both 3.2 here, which plain descent at these η isn't held to."""
     train, _, theta = problems.load("digits", "fc-tanh", "mse")
     run = gradflow.integrate(
-        train, theta, method=method, lr=lr, momentum=0.5, t_max=240.0, save_every=3.0, n_eigs=1
+        train, theta, method=method, lr=lr, momentum=0.5, t_max=240.0, save_every=6.0, n_eigs=1
     )
     threshold = run.attrs["stability_threshold"]
     assert threshold == pytest.approx(3.2)
