@@ -20,9 +20,8 @@ from gradflow.driver import (
 )
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.flows import Field
-from gradflow.integrators import ErrorControl, Integrator
+from gradflow.integrators import Integrator
 from gradflow.integrators.second_run import second_run
-from gradflow.integrators.switching import Switching
 from gradflow.loss import LossFunction
 from gradflow.observe import (
     AtMidpoint,
@@ -155,9 +154,8 @@ def make_error_estimate(field: Field, integrator: Integrator, theta: Tensor) -> 
         If no second run tells the error of this method.
     """
     second = second_run(integrator, theta.dtype)
-    rule = (integrator.stiff if isinstance(integrator, Switching) else integrator).step_rule
     own = Field(field.loss, field.flow, keep_graph=second.integrator.keep_graph)
-    return ErrorEstimate(second, own, theta, rule if isinstance(rule, ErrorControl) else None)
+    return ErrorEstimate(second, own, theta)
 
 
 def midpoint_observers(

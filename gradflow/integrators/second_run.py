@@ -47,11 +47,14 @@ class SecondRun:
         p. None: the errors have nothing to do with each other, and d is the estimate.
     ratio : float or None
         r where the numbers of steps don't tell it.
+    control : ErrorControl or None
+        What keeps the errors of the first run's steps to a tolerance.
     """
 
     integrator: Integrator
     order: int | None = None
     ratio: float | None = None
+    control: ErrorControl | None = None
 
     def error(self, distance: float, n_steps: float, n_second: float) -> float:
         """Return the estimate of the first run's error.
@@ -106,17 +109,18 @@ def second_run(integrator: Integrator, dtype: torch.dtype) -> SecondRun:
     """
     if isinstance(integrator, Switching):
         stiff, explicit = integrator.stiff, integrator.explicit
+        of_stiff = stiff.own_step_rule.resolve(stiff)
         looser_pair = _looser(explicit, explicit.own_step_rule.resolve(explicit), dtype)
-        looser_stiff = _looser(stiff, stiff.own_step_rule.resolve(stiff), dtype)
+        looser_stiff = _looser(stiff, of_stiff, dtype)
         rtol, atol = looser_stiff.rtol, looser_stiff.atol
         both = Switching(looser_stiff, looser_pair, integrator.explicit_first, {"rtol": rtol, "atol": atol})
-        return SecondRun(both, ratio=_CAPPED_RATIO)
+        return SecondRun(both, ratio=_CAPPED_RATIO, control=of_stiff)
     rule = integrator.step_rule
     if isinstance(rule, ErrorControl) and isinstance(integrator, FlowMethod):
         looser: FlowMethod = _looser(integrator, rule, dtype)
         if rule.cap is None:
-            return SecondRun(looser, order=integrator.order)
-        return SecondRun(looser, ratio=_CAPPED_RATIO)
+            return SecondRun(looser, order=integrator.order, control=rule)
+        return SecondRun(looser, ratio=_CAPPED_RATIO, control=rule)
     _refuse(integrator)
     return SecondRun(DormandPrince5(rtol=max(_RTOL, least_rtol(dtype)), atol=0.01 * _RTOL))
 

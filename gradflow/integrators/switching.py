@@ -268,22 +268,22 @@ class _BothRules(StepSize):
     explicit_first: bool
     stable: float
 
-    def _of(self, state: _State) -> StepSize:
-        return self.explicit if state.explicit else self.stiff
+    def _of(self, explicit: bool) -> StepSize:
+        return self.explicit if explicit else self.stiff
 
     def init(self, point: Point, first_size: Callable[[], float]) -> _State:
         """Begin with the rule of the method that begins."""
-        rule = self.explicit if self.explicit_first else self.stiff
-        return _State(self.explicit_first, rule.init(point, first_size), self.explicit_first)
+        first = self.explicit_first
+        return _State(first, self._of(first).init(point, first_size), first)
 
     def propose(self, point: Point, t: float, step: int, state: _State, *, fresh: bool = False) -> Proposal:
         """Propose what the method's rule proposes."""
-        proposal = self._of(state).propose(point, t, step, state.inner, fresh=fresh)
+        proposal = self._of(state.explicit).propose(point, t, step, state.inner, fresh=fresh)
         return dataclasses.replace(proposal, state=dataclasses.replace(state, inner=proposal.state))
 
     def judge(self, point: Point, h: float, result: StepResult, state: _State) -> tuple[bool, _State]:
         """Judge by the method's rule, and go on with that of the next step's method."""
-        accepted, inner = self._of(state).judge(point, h, result, state.inner)
+        accepted, inner = self._of(state.explicit).judge(point, h, result, state.inner)
         course = cast(Course, result.state)
         state = dataclasses.replace(state, judged=state.explicit)
         if accepted and course.explicit != state.explicit:
@@ -294,5 +294,5 @@ class _BothRules(StepSize):
 
     def after_loss_increase(self, h: float, state: _State) -> _State:
         """Go on as the rule of the method says that took the step, and takes it again."""
-        rule = self.explicit if state.judged else self.stiff
-        return _State(state.judged, rule.after_loss_increase(h, state.inner), state.judged)
+        inner = self._of(state.judged).after_loss_increase(h, state.inner)
+        return _State(state.judged, inner, state.judged)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from gradflow.driver import NumericalFailure, Stepper
 from gradflow.flows import Field
-from gradflow.integrators import ErrorControl
 from gradflow.integrators.second_run import SecondRun
 from gradflow.integrators.step_size.error_control import tolerance
 from gradflow.observe.base import Observer
@@ -40,8 +39,6 @@ class ErrorEstimate(Observer):
         Of the second run alone.
     theta : Tensor, shape (P,)
         θ₀.
-    control : ErrorControl or None
-        What keeps the errors of the first run's steps to a tolerance.
 
     Attributes
     ----------
@@ -59,13 +56,12 @@ class ErrorEstimate(Observer):
         ),
     }
 
-    def __init__(self, second: SecondRun, field: Field, theta: Tensor, control: ErrorControl | None) -> None:
+    def __init__(self, second: SecondRun, field: Field, theta: Tensor) -> None:
         self.second = second
         wanted = self.all_variables.items()
         self.variables = {  # type: ignore[misc]
-            name: v for name, v in wanted if control is not None or name != "theta_error_tolerance"
+            name: v for name, v in wanted if second.control is not None or name != "theta_error_tolerance"
         }
-        self._control = control
         self.field = field
         self._theta = theta
         self._stepper: Stepper | None = None
@@ -81,7 +77,7 @@ class ErrorEstimate(Observer):
         estimate = math.nan
         if not self._failure:
             estimate = self._estimate(point)
-        if self._control is None:
+        if self.second.control is None:
             return {"theta_error_estimate": estimate}
         allowed = self._allow(point)
         if allowed > 0 and estimate / allowed > self._worst[0]:
@@ -116,7 +112,7 @@ class ErrorEstimate(Observer):
     def _allow(self, point: ObservedPoint) -> float:
         """Return the sum of the errors that the steps up to here were allowed; ‖θ‖ is that of the records."""
         n_before, before, total = self._allowed
-        n, now = point.snapshot.steps_taken, tolerance(self._control, point)
+        n, now = point.snapshot.steps_taken, tolerance(self.second.control, point)
         total += (n - n_before) * max(before, now)
         self._allowed = n, now, total
         return total

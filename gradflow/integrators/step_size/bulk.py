@@ -132,8 +132,7 @@ def neglected(now: Eigenpairs, held: Eigenpairs) -> float:
     U = torch.cat([now.vectors, held.vectors], 1)  # H − V Λ Vᵀ = rest · I + U D Uᵀ
     D = np.concatenate([now.values.numpy() - rest, -held.values.numpy()])
     w, Q = np.linalg.eigh((U.T @ U).to("cpu", torch.float64).numpy())
-    root = Q * np.sqrt(
-        np.maximum(w, 0)
-    )  # UᵀU = root rootᵀ, so that U D Uᵀ has the eigenvalues of rootᵀ D root
+    # UᵀU = root rootᵀ, so that U D Uᵀ has the eigenvalues of rootᵀ D root.
+    root = Q * np.sqrt(np.maximum(w, 0))
     λ = rest + np.linalg.eigvalsh(root.T @ (D[:, None] * root))
     return max(0.0, float(np.abs(λ).max()) / rest - 1)
