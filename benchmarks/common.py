@@ -15,6 +15,8 @@ from torch.utils.data import TensorDataset
 import gradflow
 from gradflow.problems.datasets import load_data
 
+#: Parameters up to which evaluations are captured, and after how many of a kind.
+SMALL, CAPTURED = 5000, 70
 PACKAGES = (
     "torch torchdiffeq scipy numpy stable-solvers diffrax jax curvlinops-for-pytorch hessian-eigenthings"
 )
@@ -76,6 +78,10 @@ def median(values: Sequence[float]) -> float:
 
 def price_of_products(loss: gradflow.LossFunction, theta: Tensor, block: int = 1) -> float:
     """Measure what a Hessian–vector product costs at one θ, in gradients, in blocks of so many vectors."""
+    if theta.numel() <= SMALL:  # captured after a number of evaluations, gradient and product
+        for _ in range(CAPTURED):
+            loss.gradient(theta)
+            loss.linearize(theta)
     linearization = loss.linearize(theta)
     vectors = torch.randn(theta.numel(), block, generator=torch.Generator().manual_seed(0)).to(theta)
     pairs = [
