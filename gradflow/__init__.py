@@ -23,7 +23,7 @@ from gradflow.integrators import (
     Nesterov,
     Polyak,
 )
-from gradflow.loss import HalfSquaredError, LossFunction, penalty
+from gradflow.loss import HalfSquaredError, LossFunction, compose, penalty, token_cross_entropy
 from gradflow.observe import Observer
 from gradflow.record import open_run
 from gradflow.spectrum import Eigenpairs, SpectrumService
@@ -48,7 +48,9 @@ __all__ = [
     # parts
     "LossFunction",
     "penalty",
+    "compose",
     "HalfSquaredError",
+    "token_cross_entropy",
     "SpectrumService",
     "Eigenpairs",
     "Flow",

@@ -30,6 +30,7 @@ from gradflow.observe import (
     Eigenvalues,
     ErrorEstimate,
     FlowObserver,
+    Metrics,
     Midpoints,
     MidpointScalars,
     Observer,
@@ -129,6 +130,8 @@ def standard_observers(
         Scalars(field.loss),
         TestSet(test, every=None if test is None else tests),
     ]
+    if field.loss.metrics:
+        observers.append(Metrics(field.loss))
     if n_eigs:
         kind = EffectiveEigenvalues if integrator.preconditions else Eigenvalues
         observers.append(kind(part, n_eigs, eigs_tol, every=eigs))

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from gradflow.checks import check_count, check_number
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
 from gradflow.landscape.arguments import Trajectory, as_theta, as_trajectory, final_theta
-from gradflow.loss import Loss, NetworkLoss, as_loss
+from gradflow.loss import Loss, as_loss
+from gradflow.loss.data_loss import DataLoss
 from gradflow.spectrum import SpectrumService
 
 _NORMALIZATIONS = ("filter", "layer", "unit")
@@ -266,7 +267,7 @@ def _with_sign(vector: Tensor) -> Tensor:
     return vector * vector[vector.abs().argmax()].sign()
 
 
-def _normalized(draw: Tensor, theta: Tensor, network: NetworkLoss, normalize: str, *, biases: bool) -> Tensor:
+def _normalized(draw: Tensor, theta: Tensor, network: DataLoss, normalize: str, *, biases: bool) -> Tensor:
     owners = {
         f"{prefix}.{name}" if prefix else name: module
         for prefix, module in network.net.named_modules()

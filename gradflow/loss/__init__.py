@@ -2,7 +2,8 @@
 
 from gradflow.loss.callable import penalty
 from gradflow.loss.check import CheckReport, Finding
-from gradflow.loss.criteria import HalfSquaredError
+from gradflow.loss.composition import compose
+from gradflow.loss.criteria import HalfSquaredError, token_cross_entropy
 from gradflow.loss.function import Evaluation, Loss, LossFunction, as_loss
 from gradflow.loss.linearization import Linearization, ThirdDerivative
 from gradflow.loss.network import NetworkLoss
@@ -18,5 +19,7 @@ __all__ = [
     "NetworkLoss",
     "ThirdDerivative",
     "as_loss",
+    "compose",
     "penalty",
+    "token_cross_entropy",
 ]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gradflow.loss.criteria import function_of, option_of, token_cross_entropy
+
 
 class Tally:
     """Counts of the samples that are classified right, summed over chunks.
@@ -24,6 +26,12 @@ class Tally:
         if counts is not None:
             self._counts = counts if self._counts is None else self._counts + counts
 
+    def add_share(self, mean: Tensor, weight: float) -> None:
+        """Count the fraction that is right, shape (), of so much."""
+        counts = mean.detach().double() * weight, mean.new_tensor(weight, dtype=torch.float64)
+        counted = torch.stack(counts)
+        self._counts = counted if self._counts is None else self._counts + counted
+
     @property
     def accuracy(self) -> Tensor:
         """Fraction that is right, shape (), float64; NaN if no sample has a class."""
@@ -39,9 +47,12 @@ def count_correct(criterion: Callable[..., Any], output: Tensor, target: Tensor)
     Classes are integer targets against logits, one-hot rows, or 0/1 targets of one logit with
     ``BCEWithLogitsLoss``.
     """
+    if function_of(criterion) is token_cross_entropy:
+        output = output.movedim(-1, 1)
+        target = target.movedim(-1, 1) if target.is_floating_point() else target
     if output.dim() >= 2 and output.shape[1] >= 2:
         if not target.is_floating_point() and target.shape == output.shape[:1] + output.shape[2:]:
-            counted = target != getattr(criterion, "ignore_index", -100)
+            counted = target != option_of(criterion, "ignore_index", -100)
             return _count(output.argmax(1) == target, counted)
         if target.shape == output.shape:
             is_one_hot = _are_bits(target) & (target.sum(1) == 1).all()

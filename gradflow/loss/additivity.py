@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import isfinite
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def weigh_chunks(
         return additive_weightings(chunked, criterion, whole, parts, remedy)
 
     items = data.items_per_chunk()
-    found = passing(rows, _unequal(len(rows), single=min(items) == 1))
+    found = passing(rows, unequal(len(rows), single=min(items) == 1))
     if chunked.reduction != "mean":
         return [float(n) for n in items]
     targets = (target for _, target in data.host_chunks())
@@ -65,11 +65,11 @@ def weigh_chunks(
         for target, n in zip(targets, items, strict=True)
     ]
     # Those that agree on the items tried may differ on chunks that are made otherwise.
-    while (unlike := _unlike(weights, found)) is not None:
+    while (pair := unlike(weights, found)) is not None:
         spans = [
-            torch.arange(i * data.chunk_size, i * data.chunk_size + items[i], device="cpu") for i in unlike
+            torch.arange(i * data.chunk_size, i * data.chunk_size + items[i], device="cpu") for i in pair
         ]
-        still = [by for by in passing(torch.cat(spans), [items[i] for i in unlike]) if by in found]
+        still = [by for by in passing(torch.cat(spans), [items[i] for i in pair]) if by in found]
         if len(still) in {0, len(found)}:
             raise CriterionError(
                 f"What the criterion averages over in a chunk can't be told: its {' or its '.join(found)}. {remedy}"
@@ -79,14 +79,14 @@ def weigh_chunks(
     return [weight[found[0]] for weight in weights]
 
 
-def _unequal(n: int, *, single: bool) -> list[int]:
+def unequal(n: int, *, single: bool) -> list[int]:
     """Cut n ≥ 2 samples into parts of unequal size, the last of a single one if there is such a chunk."""
     last = int(single)
     short = min(max(2 - last, n // 3), n - 1)
     return [size for size in (n - short - last, short, last) if size > 0]
 
 
-def _unlike(weights: Sequence[dict[Weighting, float]], found: Sequence[Weighting]) -> list[int] | None:
+def unlike(weights: Sequence[Mapping[Any, float]], found: Sequence[Any]) -> list[int] | None:
     """Return two chunks that two weightings weigh by unlike ratios; None where all weightings are proportional."""
     for other in found[1:]:
         ratios = [weight[other] / weight[found[0]] if weight[found[0]] else 1.0 for weight in weights]
@@ -196,8 +196,8 @@ def _not_additive(
         hint = " If it sums over samples, divide by their number, len(output)."
     elif not whole.target.is_floating_point() and whole.target.dim() > 1:
         hint = (
-            " A mean over the tokens that count works in chunks as torch.nn.CrossEntropyLoss(ignore_index=…) with "
-            "logits of shape (B, V, T)."
+            " A mean over the tokens that count works in chunks as gradflow.token_cross_entropy, with logits of shape "
+            "(B, T, V)."
         )
     return (
         f"The criterion can't be computed in chunks: on {whole.n_items} samples at once it gives {value:.9g}, over "

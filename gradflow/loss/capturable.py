@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from gradflow.loss.probe import normalizes_batches
+from gradflow.loss.modes import normalizes_batches
 from gradflow.loss.second_derivatives import custom_functions
 
 if TYPE_CHECKING:

@@ -7,20 +7,21 @@ import warnings
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from gradflow.errors import CheckWarning, GradflowError, InexactDerivativeError, InvalidInputError
 from gradflow.loss.casts import Casts
-from gradflow.loss.data import Chunk, move
+from gradflow.loss.data import move
 from gradflow.loss.differences import Derivatives, Reading, measure, measure_third
-from gradflow.loss.probe import normalizes_batches
+from gradflow.loss.modes import normalizes_batches
+from gradflow.loss.trees import tensors_of
 
 if TYPE_CHECKING:
+    from gradflow.loss.data_loss import DataLoss
     from gradflow.loss.function import LossFunction
-    from gradflow.loss.network import NetworkLoss
 
 CheckLevel = Literal["full", "fast"]
 LEVELS = get_args(CheckLevel)
@@ -166,7 +167,7 @@ def _watched(few: LossFunction, theta: Tensor) -> dict[torch.dtype, Casts]:
     return seen
 
 
-def _dtypes(theta: Tensor, network: NetworkLoss | None) -> list[torch.dtype]:
+def _dtypes(theta: Tensor, network: DataLoss | None) -> list[torch.dtype]:
     """Return θ's dtype, and float64 if the whole net, what is frozen included, fits in memory once more."""
     tensors = [] if network is None else [*network.net.parameters(), *network.net.buffers()]
     fits = network is None or 8 * sum(t.numel() for t in tensors) <= network.memory_budget
@@ -185,7 +186,7 @@ def _unevaluated(error: Exception, *, certain: bool) -> Finding:
     return Finding("loss", math.nan, 0.0, f"Not looked at: on at most {CHECKED_SAMPLES} samples it {what}")
 
 
-def enforce(report: CheckReport, network: NetworkLoss) -> str | None:
+def enforce(report: CheckReport, network: DataLoss) -> str | None:
     """Act on what was found at construction; return a warning that is due when the net is used in float64.
 
     A wrong gradient is an error: nothing that is computed from it means anything. A wrong product with the Hessian is
@@ -231,7 +232,7 @@ def _precision(seen: dict[torch.dtype, Casts], dtype: torch.dtype) -> Finding:
 # ---------------------------------------------------------------------- samples
 
 
-def _samples(network: NetworkLoss, theta: Tensor, eps: float) -> Finding:
+def _samples(network: DataLoss, theta: Tensor, eps: float) -> Finding:
     """Compare the net's outputs on some samples at once with those on two at a time; `eps` is what they round to."""
     limit = math.sqrt(eps)
     rows = network.data.spread(min(CHECKED_SAMPLES, network.data.n_samples))
@@ -243,11 +244,15 @@ def _samples(network: NetworkLoss, theta: Tensor, eps: float) -> Finding:
     if not _in_order(*chunks):
         return Finding("samples", math.nan, limit, "Not looked at: collating puts samples in another order.")
     try:
-        whole, *parts = (network.outputs(theta, chunk) for chunk in chunks)
+        found = [network.per_sample(theta, chunk) for chunk in chunks]
     except Exception as error:  # a net for so many samples and no others
         return Finding(
             "samples", math.nan, limit, f"Not looked at: {type(error).__name__} on {len(rows)} or 2 samples."
         )
+    known = [each for each in found if each is not None]
+    if len(known) < len(found):
+        return Finding("samples", math.nan, limit, "Not looked at: the loss gives nothing for each sample.")
+    whole, *parts = known
     value = _difference(whole, parts)
     if not value > limit:
         return Finding("samples", value, limit)
@@ -271,9 +276,9 @@ def _samples(network: NetworkLoss, theta: Tensor, eps: float) -> Finding:
     return Finding("samples", value, limit, message)
 
 
-def _in_order(whole: Chunk, *parts: Chunk) -> bool:
+def _in_order(whole: Any, *parts: Any) -> bool:
     """Whether samples lie in the whole as in the parts one after another; not so if collating sorts them."""
-    columns = zip((*whole[0], whole[1]), *((*part[0], part[1]) for part in parts), strict=True)
+    columns = zip(tensors_of(whole), *map(tensors_of, parts), strict=True)
     return all(torch.equal(a, b) for tensor, *pieces in columns for a, b in _overlaps(tensor, pieces))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal
@@ -15,7 +16,72 @@ from gradflow.errors import ConventionWarning, CriterionError, InvalidTypeError
 Reduction = Literal["mean", "none", "sum"]
 Weighting = Literal["items", "counted", "rows", "elements"]
 
-_COUNTING = (F.cross_entropy, F.nll_loss)
+
+def token_cross_entropy(
+    output: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross-entropy of sequences, for logits with the classes last, as language models give them.
+
+    ``torch.nn.functional.cross_entropy`` takes the classes second, (B, V, T), and where T = V it takes (B, T, V)
+    without a word for another loss. As a criterion with other options: ``functools.partial(token_cross_entropy,
+    ignore_index=0)``. In chunks the mean is over all tokens that count.
+
+    Parameters
+    ----------
+    output : Tensor, shape (B, …, V)
+        Logits.
+    target : Tensor, shape (B, …), int64
+        Classes; or probabilities, of the shape of `output`.
+    weight, ignore_index, reduction, label_smoothing
+        As of ``torch.nn.functional.cross_entropy``.
+
+    Returns
+    -------
+    Tensor, shape ()
+        The mean over the tokens that count; of the shape of `target` for ``reduction="none"``.
+
+    Examples
+    --------
+    >>> logits = torch.tensor([[[0.0, 0.0], [3.0, 0.0], [0.0, 9.0]]])
+    >>> token_cross_entropy(logits, torch.tensor([[1, 0, -100]]))
+    tensor(0.3709)
+    """
+    if output.dim() < 3 or target.shape not in {output.shape[:-1], output.shape}:
+        raise CriterionError(
+            "token_cross_entropy expected logits of shape (B, T, V) and labels of shape (B, T), got "
+            f"{tuple(output.shape)} and {tuple(target.shape)}."
+        )
+    if target.is_floating_point():
+        target = target.movedim(-1, 1)
+    return F.cross_entropy(
+        output.movedim(-1, 1),
+        target,
+        weight,
+        ignore_index=ignore_index,
+        reduction=reduction,
+        label_smoothing=label_smoothing,
+    )
+
+
+_COUNTING = (F.cross_entropy, F.nll_loss, token_cross_entropy)
+
+
+def function_of(criterion: Any) -> Any:
+    """Return the function of which a criterion is one with options, or the criterion."""
+    return criterion.func if isinstance(criterion, functools.partial) else criterion
+
+
+def option_of(criterion: Any, name: str, default: Any) -> Any:
+    """Return an option of a criterion: a module's attribute, or what a function was given in a partial."""
+    if isinstance(criterion, functools.partial):
+        return criterion.keywords.get(name, default)
+    return getattr(criterion, name, default)
 
 
 class HalfSquaredError(nn.Module):
@@ -73,7 +139,10 @@ class ChunkedCriterion:
         """Return what the criterion may average over, the most likely first."""
         if self.reduction != "mean":
             return ["items"]
-        counts = isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss) or self.criterion in _COUNTING
+        counts = (
+            isinstance(self.criterion, nn.CrossEntropyLoss | nn.NLLLoss)
+            or function_of(self.criterion) in _COUNTING
+        )
         return ["counted"] if counts and not target.is_floating_point() else ["items", "rows", "elements"]
 
     def denominator(self, target: Tensor, n_items: int, weighted_by: Weighting | None = None) -> float:
@@ -85,9 +154,9 @@ class ChunkedCriterion:
                 return float(len(target))
             case "elements":
                 return float(target.numel())
-        ignored = getattr(self.criterion, "ignore_index", -100)  # the functions' default
+        ignored = option_of(self.criterion, "ignore_index", -100)  # the functions' default
         counted = target[target != ignored]
-        weight = getattr(self.criterion, "weight", None)
+        weight = option_of(self.criterion, "weight", None)
         if weight is None:
             return float(counted.numel())
         return float(weight.detach().double().to(counted.device)[counted].sum())
@@ -130,7 +199,7 @@ def resolve_reduction(criterion: Callable[..., Any], value: Tensor, n_samples: i
         )
     if not value.is_floating_point():
         raise CriterionError(f"The criterion must return a real floating-point value, got {value.dtype}.")
-    declared = getattr(criterion, "reduction", None)
+    declared = option_of(criterion, "reduction", None)
     if value.dim() == 0 or (value.shape == (1,) and n_samples > 1):
         if declared == "sum":
             warnings.warn(
@@ -170,6 +239,10 @@ def check_broadcast(evaluate: Callable[..., Tensor], output: Tensor, target: Ten
         )
 
 
-def is_cross_entropy(criterion: Callable[..., Any]) -> bool:
-    """Whether a criterion is torch's cross-entropy, which is blind to a shift of all logits."""
-    return isinstance(criterion, nn.CrossEntropyLoss) or criterion is F.cross_entropy
+def n_classes(criterion: Callable[..., Any], output: Tensor) -> int | None:
+    """Return the number of classes of a cross-entropy, which is blind to a shift of all logits; None of another."""
+    if function_of(criterion) is token_cross_entropy:
+        return output.shape[-1]
+    if isinstance(criterion, nn.CrossEntropyLoss) or function_of(criterion) is F.cross_entropy:
+        return output.shape[1] if output.dim() > 1 else len(output)
+    return None

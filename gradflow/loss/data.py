@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, default_collate
 
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownOptionError, suggest
+from gradflow.loss.trees import map_tensors, tensors_of
 
+#: What a net and a criterion take.
 Chunk = tuple[tuple[Tensor, ...], Tensor]
 
 _FORBIDDEN = {
@@ -55,19 +57,20 @@ def as_chunk(items: Any) -> Chunk:
             "Dataset items must be (inputs…, target), at least one input and the target; got "
             f"{type(items).__name__}"
             + (f" of length {len(items)}" if hasattr(items, "__len__") else "")
-            + "."
+            + ". A function of the net and a batch takes items of any kind: LossFunction(dataset, loss_fn=f, net=net)."
         )
     for position, item in enumerate(items):
         if not isinstance(item, Tensor):
             raise InvalidTypeError(
                 f"Dataset items must collate to tensors; element {position} became {type(item).__name__}. "
-                "Return tensors, arrays or numbers from the data set, or pass collate_fn."
+                "Return tensors, arrays or numbers from the data set, or pass collate_fn; or LossFunction(dataset, "
+                "loss_fn=f, net=net), for items of any kind."
             )
     return tuple(items[:-1]), items[-1]
 
 
 class ChunkedData:
-    """A map-style data set as chunks of (inputs…, target) on a device.
+    """A map-style data set in chunks on a device.
 
     Chunks are collated once and kept on the device when the data fit in the memory budget; otherwise they
     are read from the data set again in every pass.
@@ -75,9 +78,12 @@ class ChunkedData:
     Parameters
     ----------
     dataset : torch.utils.data.Dataset
-        Items are (inputs…, target).
     loader_options : dict
         Keyword arguments of :class:`torch.utils.data.DataLoader`.
+    read : callable, default :func:`as_chunk`
+        Makes a chunk of what is collated.
+    of_batches : bool, default False
+        Each item is a batch already: it is a chunk.
 
     Attributes
     ----------
@@ -85,7 +91,14 @@ class ChunkedData:
         The chunks are kept.
     """
 
-    def __init__(self, dataset: Dataset[Any], loader_options: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        loader_options: dict[str, Any],
+        read: Callable[[Any], Any] = as_chunk,
+        *,
+        of_batches: bool = False,
+    ) -> None:
         check_loader_options(loader_options)
         if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
             raise InvalidTypeError(
@@ -93,7 +106,11 @@ class ChunkedData:
                 f"{type(dataset).__name__}. Collect a stream into a torch.utils.data.TensorDataset."
             )
         given: object = dataset
-        if isinstance(given, list | tuple) and any(isinstance(item, Tensor) for item in given):
+        if (
+            read is as_chunk
+            and isinstance(given, list | tuple)
+            and any(isinstance(item, Tensor) for item in given)
+        ):
             raise InvalidTypeError(
                 "Expected a data set of (inputs…, target) items, got a sequence of tensors. Wrap it: "
                 "torch.utils.data.TensorDataset(*tensors)."
@@ -108,8 +125,10 @@ class ChunkedData:
         self._options |= {k: v for k, v in loader_options.items() if k not in _FORBIDDEN}
         # Read directly, unless a subclass or a collate_fn has a say in what its items are.
         self._is_tensors = type(dataset) is TensorDataset and not loader_options.get("collate_fn")
+        self._read = read
+        self.of_batches = of_batches
         self.resident = False
-        self._kept: tuple[tuple[torch.device, torch.dtype], list[Chunk]] | None = None
+        self._kept: tuple[tuple[torch.device, torch.dtype], list[Any]] | None = None
 
     @property
     def n_chunks(self) -> int:
@@ -124,11 +143,10 @@ class ChunkedData:
     def cut(self, chunk_size: int, budget: int) -> None:
         """Fix the chunk size, and whether the data stay in memory within `budget` bytes."""
         self.chunk_size = chunk_size
-        sample = self.head(1)
-        n_bytes = sum(t.numel() * t.element_size() for t in (*sample[0], sample[1]))
+        n_bytes = sum(t.numel() * t.element_size() for t in tensors_of(self.head(1)))
         self.resident = n_bytes * self.n_samples <= budget
 
-    def head(self, n: int, *, spread: bool = False) -> Chunk:
+    def head(self, n: int, *, spread: bool = False) -> Any:
         """Collate n items: the first ones, or `spread` evenly over the data set."""
         return self.rows(self.spread(n) if spread else torch.arange(n, device="cpu"))
 
@@ -136,19 +154,18 @@ class ChunkedData:
         """Return n row numbers, shape (n,), spread evenly over the data set."""
         return torch.as_tensor([i * self.n_samples // n for i in range(n)], device="cpu")
 
-    def rows(self, rows: Tensor) -> Chunk:
+    def rows(self, rows: Tensor) -> Any:
         """Collate the items of the given numbers, shape (n,)."""
         if self._is_tensors:
-            return as_chunk([t[rows.to(t.device)] for t in self.dataset.tensors])
+            return self._read([t[rows.to(t.device)] for t in self.dataset.tensors])
         collate = self._options.get("collate_fn") or default_collate
-        return as_chunk(collate([self.dataset[i] for i in rows.tolist()]))
+        return self._read(collate([self.dataset[i] for i in rows.tolist()]))
 
     def tensors(self, n: int) -> tuple[Tensor, ...]:
-        """Return all inputs and targets, or those of at most n items where they would have to be read one by one."""
+        """Return all tensors, or those of at most n items where they would have to be read one by one."""
         if self._is_tensors:
             return tuple(self.dataset.tensors)
-        inputs, target = self.head(min(n, self.n_samples), spread=True)
-        return (*inputs, target)
+        return tuple(tensors_of(self.head(min(n, self.n_samples), spread=True)))
 
     def subset(self, rows: Sequence[int]) -> Dataset[Any]:
         """Return the data set of some items."""
@@ -156,17 +173,21 @@ class ChunkedData:
             return TensorDataset(*(t[list(rows)] for t in self.dataset.tensors))
         return Subset(self.dataset, rows)
 
-    def host_chunks(self) -> Iterator[Chunk]:
+    def part(self, rows: Sequence[int]) -> ChunkedData:
+        """Return some of the items, read in the same way."""
+        return ChunkedData(self.subset(rows), self._options, self._read, of_batches=self.of_batches)
+
+    def host_chunks(self) -> Iterator[Any]:
         """Read the chunks from the data set, as it gives them."""
         if self._is_tensors:
             for start in range(0, self.n_samples, self.chunk_size):
-                yield as_chunk([t[start : start + self.chunk_size] for t in self.dataset.tensors])
+                yield self._read([t[start : start + self.chunk_size] for t in self.dataset.tensors])
         else:
             loader = DataLoader(self.dataset, batch_size=self.chunk_size, shuffle=False, **self._options)
             for items in loader:
-                yield as_chunk(items)
+                yield self._read(items)
 
-    def on(self, device: torch.device, dtype: torch.dtype) -> Iterator[Chunk]:
+    def on(self, device: torch.device, dtype: torch.dtype) -> Iterator[Any]:
         """Return the chunks on a device, floating-point tensors in `dtype`."""
         key = (device, dtype)
         if self._kept is None or self._kept[0] != key:
@@ -178,10 +199,9 @@ class ChunkedData:
         yield from self._kept[1]
 
 
-def move(chunk: Chunk, device: torch.device, dtype: torch.dtype) -> Chunk:
+def move(chunk: Any, device: torch.device, dtype: torch.dtype) -> Any:
     """Put a chunk on a device, its floating-point tensors in `dtype`."""
-    inputs, target = chunk
-    return tuple(cast(t, device, dtype) for t in inputs), cast(target, device, dtype)
+    return map_tensors(lambda t: cast(t, device, dtype), chunk)
 
 
 def cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

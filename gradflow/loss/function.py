@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from gradflow.checks import check_count
 from gradflow.errors import CheckWarning, InvalidInputError, InvalidTypeError
@@ -17,7 +17,7 @@ from gradflow.loss.check import CheckLevel, CheckReport, examine
 from gradflow.loss.linearization import Count, Linearization
 
 if TYPE_CHECKING:
-    from gradflow.loss.network import NetworkLoss
+    from gradflow.loss.data_loss import DataLoss
     from gradflow.loss.weighted_sum import WeightedSum
 
 
@@ -46,15 +46,28 @@ class LossFunction:
 
     Parameters
     ----------
-    dataset : torch.utils.data.Dataset
-        Map-style; items are (inputs…, target).
-    criterion : callable
+    dataset : torch.utils.data.Dataset or torch.utils.data.DataLoader
+        Map-style; items are (inputs…, target). A loader is read in the order of its data set. With `loss_fn` items are
+        what it takes, and a list of batches, or one batch, will do.
+    criterion : callable, optional
         ``criterion(output, target)``. With ``reduction="mean"`` the loss is the value on the whole data set
         at once (class weights and ``ignore_index`` included), however it is chunked; with ``"none"`` it is
         summed over outputs and averaged over samples; ``"sum"`` is divided by the number of samples. It may
         read ``net.parameters()``, which are then θ. It may couple samples if they are processed at once.
     net : torch.nn.Module
         The network, in the mode in which it is to be evaluated.
+    loss_fn : callable, optional
+        In the place of a criterion: ``loss_fn(net, batch)``, where the batch is what ``collate_fn`` made (a dictionary,
+        a tuple, a dataclass, a graph), its tensors on θ's device and the floating-point ones in its dtype. Returns one
+        loss per sample, shape (b,); a pair (sum, weight), for Σ sums / Σ weights; or a scalar, the mean over the batch;
+        or a dictionary with "loss" as one of these. It may do with the net whatever it likes: call parts of it, read
+        its parameters, differentiate its outputs. Default, where there is no criterion either: the net's own loss,
+        ``net(**batch).loss``, weighted by the labels that count.
+    weight : callable, optional
+        ``weight(batch)``, a number: what a mean over a batch counts in the whole. Default: its number of samples.
+    metrics : mapping of str to callable, optional
+        ``metric(net, batch)`` by name, returning what `loss_fn` may; recorded along runs. "train_accuracy" is the
+        accuracy.
     batch_size : int, optional
         How many samples are processed at once. It doesn't change the loss (but for batch-norm in train
         mode, whose statistics are those of a chunk). Default: all when that fits in the memory budget.
@@ -62,6 +75,9 @@ class LossFunction:
         Bytes for data and graphs. Default: half of what is free on the net's device.
     allow_tf32 : bool, default False
         Let CUDA round matrix products to TF32, about three decimal digits.
+    mode : {"eval", "train"}, optional
+        Evaluate the net in this mode, whatever mode it is in, and leave it in that. Default: in the mode in which it
+        is, which must stay the same.
     check : {"full", "fast", None}, default "full"
         Look at the loss on at most eight samples before it is used, as :meth:`check` does: "fast" without second
         derivatives and differences. A wrong gradient is an error here, and wrong products with the Hessian where they
@@ -93,8 +109,10 @@ class LossFunction:
     device, dtype
         Of the net; None for a callable.
     stiff_dim : int or None
-        Expected dimension of the stiff subspace: the number of outputs, minus one for cross-entropy
+        Expected dimension of the stiff subspace: the number of outputs, or of classes minus one for cross-entropy
         (Lowell & Kastner 2024).
+    metrics : mapping of str to callable
+        As given, without the accuracy.
     kinks : sequence of str
         Modules of the net with kinks, such as ReLU, by class name; functions aren't seen.
 
@@ -103,8 +121,8 @@ class LossFunction:
     NonDeterministicLossError
         If two evaluations differ (dropout, augmentation); the message names the cause.
     CriterionError
-        If the criterion's value on the whole can't be had from its values on chunks, or if it depends on
-        tensors that require a gradient and aren't in θ.
+        If the value on the whole can't be had from values on chunks, or if it depends on tensors that require a
+        gradient and aren't in θ.
     InvalidInputError
         If the net uses reentrant activation checkpointing.
     InexactDerivativeError
@@ -121,6 +139,15 @@ class LossFunction:
     >>> value, gradient = loss.gradient(theta)
     >>> torch.equal(value, loss(theta))
     True
+
+    A function of the net and a batch, of data that are dictionaries:
+
+    >>> items = [{"x": torch.randn(2), "y": torch.randn(1)} for _ in range(10)]
+    >>> loss = LossFunction(
+    ...     items, loss_fn=lambda net, batch: (net(batch["x"]) - batch["y"]).square().sum(1), net=net, batch_size=4
+    ... )
+    >>> loss.describe()["n_chunks"]
+    3
     """
 
     names: tuple[str, ...]
@@ -133,6 +160,7 @@ class LossFunction:
     dtype: torch.dtype | None = None
     stiff_dim: int | None = None
     kinks: Sequence[str] = ()
+    metrics: Mapping[str, Callable[..., Any]] = {}
 
     _labels: dict[str, Any]
     _rounds: str | None = None  # what to warn of when θ is in float64
@@ -142,13 +170,17 @@ class LossFunction:
 
         def __init__(
             self,
-            dataset: Dataset[Any],
-            criterion: Callable[..., Tensor],
-            net: nn.Module,
+            dataset: Any,
+            criterion: Callable[..., Tensor] | None = None,
+            net: nn.Module | None = None,
             *,
+            loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+            weight: Callable[[Any], Any] | None = None,
+            metrics: Mapping[str, Callable[[nn.Module, Any], Any]] | None = None,
             batch_size: int | None = None,
             memory_budget: int | None = None,
             allow_tf32: bool = False,
+            mode: Literal["eval", "train"] | None = None,
             check: CheckLevel | None = "full",
             compile: bool | Literal["auto"] = "auto",
             **dataloader_kwargs: Any,
@@ -159,9 +191,7 @@ class LossFunction:
         def __new__(cls, *args: Any, **kwargs: Any) -> LossFunction:
             """Make the loss of a network, unless it is another kind of loss that is made."""
             if cls is LossFunction:
-                from gradflow.loss.network import NetworkLoss
-
-                cls = NetworkLoss
+                cls = kind_of(args, kwargs)
             return super().__new__(cls)
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -234,7 +264,7 @@ class LossFunction:
         return self
 
     @property
-    def data_term(self) -> NetworkLoss | None:
+    def data_term(self) -> DataLoss | None:
         """The first loss of a network in it; None if there is none."""
         return None
 
@@ -449,6 +479,11 @@ class LossFunction:
         self.check_theta(theta)
         return self._evaluate(theta)
 
+    def measure(self, theta: Tensor) -> dict[str, float]:
+        """Return the mean of each metric over the data at θ, by name, without derivatives."""
+        self.check_theta(theta)
+        return {}
+
     def _value(self, theta: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -463,7 +498,7 @@ class LossFunction:
     def _evaluate(self, theta: Tensor) -> tuple[float, float]:
         raise NotImplementedError
 
-    def _need_net(self, what: str) -> NetworkLoss:
+    def _need_net(self, what: str) -> DataLoss:
         if self.data_term is None:
             raise InvalidInputError(
                 f"{what} needs a network; this loss is a callable. Pass θ yourself (params=…)."
@@ -491,6 +526,28 @@ class LossFunction:
             warnings.warn(message, CheckWarning, stacklevel=3)
 
 
+def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> type[LossFunction]:
+    """Return the kind of loss that arguments are for: of a criterion, or of a function of net and batch."""
+    from gradflow.loss.batch_loss import BatchLoss
+    from gradflow.loss.network import NetworkLoss
+
+    has_criterion = len(args) > 1 or kwargs.get("criterion") is not None
+    if has_criterion and "loss_fn" in kwargs:
+        raise InvalidTypeError(
+            "Expected a criterion of output and target, or loss_fn=, a function of net and batch; got both."
+        )
+    net = args[2] if len(args) > 2 else kwargs.get("net")
+    if net is None:
+        given = args[1] if len(args) > 1 else None
+        hint = "; the second argument is a criterion" if isinstance(given, nn.Module) else ""
+        raise InvalidTypeError(
+            f"LossFunction needs a network{hint}. Write LossFunction(dataset, criterion, net), or "
+            "LossFunction(dataset, loss_fn=f, net=net) for a function f(net, batch), or LossFunction(dataset, net=net) "
+            "for a net that returns its loss."
+        )
+    return NetworkLoss if has_criterion else BatchLoss
+
+
 #: A loss as a caller may give it.
 Loss = LossFunction | Callable[[Tensor], Tensor]
 
@@ -505,3 +562,26 @@ def as_loss(loss: object) -> LossFunction:
             "LossFunction(dataset, criterion, net) makes one of a network."
         )
     return LossFunction.from_callable(loss)
+
+
+def _of_network(
+    cls: object,
+    dataset: Any,
+    criterion: Callable[..., Tensor] | None = None,
+    net: nn.Module | None = None,
+    *,
+    loss_fn: Callable[[nn.Module, Any], Any] | None = None,
+    weight: Callable[[Any], Any] | None = None,
+    metrics: Mapping[str, Callable[[nn.Module, Any], Any]] | None = None,
+    batch_size: int | None = None,
+    memory_budget: int | None = None,
+    allow_tf32: bool = False,
+    mode: Literal["eval", "train"] | None = None,
+    check: CheckLevel | None = "full",
+    compile: bool | Literal["auto"] = "auto",
+    **dataloader_kwargs: Any,
+) -> None: ...
+
+
+# What help() shows of LossFunction(…).
+LossFunction.__new__.__signature__ = inspect.signature(_of_network)  # type: ignore[attr-defined]

@@ -10,50 +10,48 @@ import torch
 from torch import Tensor
 
 from gradflow.loss.capture import Captures
-from gradflow.loss.data import Chunk, move
+from gradflow.loss.data import move
+from gradflow.loss.data_loss import DataLoss
 from gradflow.loss.network import NetworkLoss
 
 
-class MiniBatchLoss(NetworkLoss):
+class MiniBatch(DataLoss):
     """The mean over some samples, which are collated at every evaluation; made by :meth:`LossFunction.minibatch`.
 
-    Net, criterion, and what is known of them are those of the loss over all samples.
+    The net, what is computed of a chunk, and what is known of both are those of the loss over all samples.
 
     Parameters
     ----------
-    whole : NetworkLoss
+    whole : DataLoss
         The loss over all samples.
     rows : Tensor, shape (b,), int64
         Which samples.
     """
 
-    def __init__(self, whole: NetworkLoss, rows: Tensor) -> None:
+    def __init__(self, whole: DataLoss, rows: Tensor) -> None:
         vars(self).update(vars(whole))
         self.n_samples = len(rows)
         self.rows = rows
         self._rounds = None  # the whole has warned
-        self._captures = Captures(False)  # others are next
 
-    def chunks(self, theta: Tensor) -> tuple[Sequence[Chunk], Sequence[float]]:
-        """Return the chunks, and how much each has of what the criterion averages over; usually there is one."""
+    def chunks(self, theta: Tensor) -> tuple[Sequence[Any], Sequence[float]]:
+        """Return the chunks, and how much each has of what the loss averages over; usually there is one."""
         # Where all samples are one chunk, so is a mini-batch that takes some of them twice.
         parts = self.rows.split(self.data.chunk_size) if self.data.n_chunks > 1 else [self.rows]
         chunks = [move(self.data.rows(part), theta.device, theta.dtype) for part in parts]
-        sizes = [len(part) for part in parts]
         if len(chunks) == 1:
-            return chunks, [float(sizes[0])]
-        pairs = zip(chunks, sizes, strict=True)
-        return chunks, [self.chunked.denominator(target, n) for (_, target), n in pairs]
+            return chunks, [float(len(self.rows))]
+        return chunks, [self.denominator(chunk, len(part)) for chunk, part in zip(chunks, parts, strict=True)]
 
     def keeps_graphs(self, dtype: torch.dtype, *, order: int = 2) -> bool:
         """Whether the graphs of all chunks fit in the memory budget: a chunk's does."""
         return self.data.n_chunks == 1 or len(self.rows) <= self.data.chunk_size
 
-    def minibatch(self, rows: Tensor) -> MiniBatchLoss:
+    def minibatch(self, rows: Tensor) -> DataLoss:
         """Return the loss over some of these samples, by their numbers among them."""
-        return MiniBatchLoss(self, self.rows[rows])
+        return self.of_rows(self.rows[rows])
 
-    def subset(self, rows: Sequence[int]) -> NetworkLoss:
+    def subset(self, rows: Sequence[int]) -> Any:
         """Return the loss over some of these samples, by their numbers among them."""
         return super().subset(self.rows[list(rows)].tolist())
 
@@ -65,3 +63,11 @@ class MiniBatchLoss(NetworkLoss):
     def describe(self) -> dict[str, Any]:
         """Say how many samples."""
         return super().describe() | {"n_samples": len(self.rows)}
+
+
+class MiniBatchLoss(MiniBatch, NetworkLoss):
+    """The mean of a criterion over some samples."""
+
+    def __init__(self, whole: NetworkLoss, rows: Tensor) -> None:
+        super().__init__(whole, rows)
+        self._captures = Captures(False)  # others are next

@@ -1,73 +1,43 @@
-"""The loss of a network over a data set, as a sum over chunks."""
+"""The loss of a network by a criterion of its outputs and targets."""
 
 from __future__ import annotations
 
-import hashlib
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 
-from gradflow.checks import check_count
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss.accuracy import Tally
+from gradflow.loss.batches import of_loader
 from gradflow.loss.capture import Captures, Compile
-from gradflow.loss.check import LEVELS, CheckLevel, enforce, examine
-from gradflow.loss.criteria import ChunkedCriterion, check_criterion, is_cross_entropy
-from gradflow.loss.data import Chunk, ChunkedData, add_to_hash, default_memory_budget
-from gradflow.loss.function import Evaluation, LossFunction
-from gradflow.loss.kinks import kinks_of
+from gradflow.loss.check import LEVELS, CheckLevel
+from gradflow.loss.criteria import ChunkedCriterion, check_criterion
+from gradflow.loss.criterion_probe import CriterionProbe
+from gradflow.loss.data import Chunk, ChunkedData
+from gradflow.loss.data_loss import DataLoss, Mode
+from gradflow.loss.function import Evaluation
 from gradflow.loss.linearization import Count, Linearization
-from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
-from gradflow.loss.numerics import exact_derivatives
-from gradflow.loss.parameters import ParameterLayout, device_and_dtype
-from gradflow.loss.placement import Placement, check_replaceable
-from gradflow.loss.probe import probe
-from gradflow.loss.second_derivatives import SecondDerivatives
-from gradflow.loss.terms import Term, TermLoss
-
-_HASHED_SAMPLES = 256
-# Samples × parameters up to which calls cost more than arithmetic, so that batched products are faster.
-_CALL_BOUND = 2**20
-# Bytes of the graph of H·u over those of the gradient's graph.
-_GRAPH_OF_PRODUCT = 2.5
 
 
-class NetworkLoss(TermLoss):
+class NetworkLoss(DataLoss):
     """L(θ) = mean over samples of criterion(net(inputs; θ), target); made by :class:`LossFunction`.
 
     Parameters are those of :class:`LossFunction`. None of them is changed.
 
     Attributes
     ----------
-    net, criterion
+    criterion
         As given.
-    data : ChunkedData
-    layout : ParameterLayout
     chunked : ChunkedCriterion
         How values on chunks add up.
-    denominators : list of float
-        How much each chunk has of what the criterion averages over.
-    graph_bytes_per_sample : int
-    writes_inputs : bool
-        The net changes its inputs, so that it is given copies.
     """
 
-    n_parameters: int
     n_outputs: int
-    n_samples: int
-    device: torch.device
-    dtype: torch.dtype
-    memory_budget: int
     chunked: ChunkedCriterion
-    denominators: list[float]
-    graph_bytes_per_sample: int
 
     def __init__(
         self,
@@ -78,6 +48,7 @@ class NetworkLoss(TermLoss):
         batch_size: int | None = None,
         memory_budget: int | None = None,
         allow_tf32: bool = False,
+        mode: Mode | None = None,
         check: CheckLevel | None = "full",
         compile: Compile = "auto",
         **dataloader_kwargs: Any,
@@ -86,46 +57,23 @@ class NetworkLoss(TermLoss):
             raise InvalidInputError(f'Expected compile as "auto", True or False, got {compile!r}.')
         if check is not None and check not in LEVELS:
             raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
-        check_replaceable(net)
         check_criterion(criterion)
-        self.net = net
+        if isinstance(dataset, DataLoader):
+            dataset, batch_size, dataloader_kwargs = of_loader(dataset, batch_size, dataloader_kwargs)
         self.criterion = criterion
-        self.layout = ParameterLayout(net)
-        self.n_parameters = self.layout.n_parameters
-        self.names = self.layout.names
-        self.device, self.dtype = device_and_dtype(net)
-        refuse_moving_norms(net)
-        self.second = SecondDerivatives()
-        self.second.third_is_checked = check is None
-        self.data = ChunkedData(dataset, dataloader_kwargs)
-        self.n_samples = self.data.n_samples
+        super().__init__(
+            ChunkedData(dataset, dataloader_kwargs),
+            net,
+            mode=mode,
+            memory_budget=memory_budget,
+            allow_tf32=allow_tf32,
+        )
         self._loader_options = dataloader_kwargs
-        self._allow_tf32 = allow_tf32
-        self._recurrent = any(isinstance(m, nn.RNNBase) for m in net.modules())
-        self._weight_norm = has_weight_norm(net)
-        self._modes = [(m, m.training) for m in net.modules()]
-        self._placement: Placement | None = None
         self._captures = Captures(compile)
-        self.recomputes = True  # until it is known
-        self.writes_inputs = False
-        self.memory_budget = default_memory_budget(self.device) if memory_budget is None else memory_budget
-        check_count("memory_budget", self.memory_budget, least=1)
-        probe(self, batch_size)
-        self.stiff_dim = max(1, self.n_outputs - 1) if is_cross_entropy(criterion) else self.n_outputs
-        self.kinks = kinks_of(net)
-        self._labels: dict[str, Any] = {}
-        if check is not None:
-            self._rounds = enforce(examine(self, self.layout.flatten(), check), self)
+        CriterionProbe(self, batch_size).run()
+        self._examine(check)
 
     # ------------------------------------------------------------------ parts of the data
-
-    @property
-    def data_term(self) -> NetworkLoss:
-        """The loss itself."""
-        return self
-
-    def check_rows(self, what: str) -> None:
-        """There are rows to choose."""
 
     def subset(self, rows: Sequence[int]) -> NetworkLoss:
         """Return the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
@@ -136,6 +84,7 @@ class NetworkLoss(TermLoss):
             batch_size=self.data.chunk_size,
             memory_budget=self.memory_budget,
             allow_tf32=self._allow_tf32,
+            mode=self._mode,
             check=None,
             compile=self._captures.compile,
             **self._loader_options,
@@ -144,124 +93,51 @@ class NetworkLoss(TermLoss):
         part._labels = dict(self._labels)
         return part
 
-    def minibatch(self, rows: Tensor) -> NetworkLoss:
-        """Return the loss over some samples, shape (b,), int64, by their numbers; nothing is checked again."""
-        return self._of_rows(rows)
-
-    def on_few_samples(self, n: int) -> NetworkLoss:
-        """Return the loss on at most n samples, in one chunk, whose derivatives nobody has looked at yet."""
-        few = self._of_rows(self.data.spread(min(n, self.data.chunk_size)))
-        few.second = SecondDerivatives()
-        return few
-
-    def _of_rows(self, rows: Tensor) -> NetworkLoss:
+    def of_rows(self, rows: Tensor) -> NetworkLoss:
+        """Return the loss over some items of the data, by their numbers, shape (b,), int64; nothing is checked."""
         from gradflow.loss.minibatch import MiniBatchLoss
 
         return MiniBatchLoss(self, rows)
 
-    def fingerprint(self) -> str:
-        """Hash the data, or 256 of them spread evenly where they aren't tensors, and the net's frozen tensors."""
-        digest = self._data_digest.copy()
-        frozen = [p for name, p in self.net.named_parameters() if name not in set(self.names)]
-        add_to_hash(digest, [*frozen, *self.net.buffers()])
-        return f"{self.data.n_samples} samples, SHA-256 {digest.hexdigest()}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave out what can't be copied or pickled, and is computed again: the hash of the data under way."""
-        return {name: value for name, value in vars(self).items() if name != "_data_digest"}
-
-    @cached_property
-    def _data_digest(self) -> Any:
-        digest = hashlib.sha256()
-        add_to_hash(digest, self.data.tensors(_HASHED_SAMPLES))
-        return digest
-
     def describe(self) -> dict[str, Any]:
         """Name net, criterion, data, and how they are cut into chunks."""
-        return self._labels | {
-            "net": type(self.net).__name__,
+        return super().describe() | {
             "criterion": getattr(self.criterion, "__name__", type(self.criterion).__name__),
             "reduction": self.chunked.reduction,
-            "n_samples": self.data.n_samples,
-            "batch_size": self.data.chunk_size,
-            "n_chunks": self.data.n_chunks,
             "n_outputs": self.n_outputs,
-            "n_parameters": self.n_parameters,
-            "allow_tf32": self._allow_tf32,
-            "train_mode": any(m.training for m in self.net.modules()),
         }
 
-    # ------------------------------------------------------------------ terms
+    # ------------------------------------------------------------------ chunks
 
-    def leaves(self, theta: Tensor) -> list[Tensor]:
-        """Cut θ into the net's parameters."""
-        return self.layout.split(theta)
+    def share(self, chunk: Chunk, d: float, total: float, tally: Tally | None) -> Tensor:
+        """Return the share of the loss that a chunk has, a scalar, with the leaves that are in place."""
+        inputs, target = chunk
+        output = self.forward(inputs)
+        if tally is not None:
+            tally.add(self.criterion, output, target)
+        return self.chunked.share(self.evaluator(output), output, target, d, total)
 
-    def terms(self, theta: Tensor, tally: Tally | None = None) -> Iterator[Term]:
-        """Return one term per chunk that counts."""
-        if any(m.training != mode for m, mode in self._modes):
-            raise InvalidInputError(
-                "The net was switched between train and eval mode after the LossFunction was made, which makes it "
-                "another function. Switch it back; a loss in the other mode takes a copy.deepcopy(net) of its own."
-            )
-        chunks, denominators = self.chunks(theta)
-        total = sum(denominators)
-        for (inputs, target), d in zip(chunks, denominators, strict=True):
-            if d > 0 or total == 0:
-                yield self._term(inputs, target, d, total, tally)
+    def value_on(self, chunk: Chunk) -> Tensor:
+        """Return the criterion, summed, on a chunk with the leaves that are in place."""
+        inputs, target = chunk
+        output = self.forward(inputs)
+        return self.evaluator(output)(output, target).sum()
 
-    def chunks(self, theta: Tensor) -> tuple[Iterable[Chunk], Sequence[float]]:
-        """Return the chunks, and how much each has of what the criterion averages over."""
-        return self.data.on(theta.device, theta.dtype), self.denominators
+    def per_sample(self, theta: Tensor, chunk: Chunk) -> Tensor:
+        """Return the net's outputs at θ, shape (n, …), on a chunk of θ's device and dtype, without derivatives."""
+        with self.settings(theta), torch.no_grad(), self.in_place(self.leaves(theta.detach())):
+            return self.forward(chunk[0])
 
-    def _term(
-        self, inputs: tuple[Tensor, ...], target: Tensor, d: float, total: float, tally: Tally | None
-    ) -> Term:
-        def term(leaves: Sequence[Tensor]) -> Tensor:
-            assert self._placement is not None
-            assert self._placement.leaves is leaves
-            output = self.forward(inputs)
-            if tally is not None:
-                tally.add(self.criterion, output, target)
-            return self.chunked.share(self.evaluator(output), output, target, d, total)
-
-        return term
-
-    def keeps_graphs(self, dtype: torch.dtype, *, order: int = 2) -> bool:
-        """Whether the graphs of all chunks fit in the memory budget together; those of one chunk are always kept."""
-        return self.data.n_chunks == 1 or self.kept_bytes(dtype, order=order) <= self.memory_budget
-
-    def kept_bytes(self, dtype: torch.dtype, *, order: int = 2) -> int:
-        """Estimate the bytes of the graphs of all chunks, and of the vectors that come with them."""
-        graphs = dtype.itemsize / self.dtype.itemsize * self.graph_bytes_per_sample * self.n_samples
-        # of P numbers: each chunk's gradient, their sum, and θ
-        vectors = (self.data.n_chunks + 2) * self.n_parameters * dtype.itemsize
-        return int(graphs + vectors) if order == 2 else int((1 + _GRAPH_OF_PRODUCT) * graphs + 2 * vectors)
-
-    def batches_products(self, theta: Tensor) -> bool:
-        """Where calls cost more than arithmetic (benchmarks/oracle.py)."""
-        return self.data.chunk_size * theta.numel() <= _CALL_BOUND
-
-    def settings(self, theta: Tensor) -> Any:
-        """Evaluate with kernels that have second derivatives, TF32 off unless asked for."""
-        return exact_derivatives(
-            theta.device,
-            allow_tf32=self._allow_tf32,
-            recurrent=self._recurrent,
-            weight_norm=self._weight_norm,
-        )
+    def denominator(self, chunk: Chunk, n_items: int) -> float:
+        """Return how much a chunk has of what the criterion averages over."""
+        return self.chunked.denominator(chunk[1], n_items)
 
     # ------------------------------------------------------------------ values and derivatives
 
     @property
     def is_plain(self) -> bool:
         """Whether the loss does what this class says, and no class of somebody else's."""
-        return type(self) is NetworkLoss
-
-    @property
-    def is_free(self) -> bool:
-        """Whether nothing is in the places of the net's parameters."""
-        return self._placement is None
+        return type(self) is NetworkLoss and self._mode is None
 
     def _evaluated(self, theta: Tensor, *, accuracy: bool) -> Evaluation:
         counts = accuracy and self.classifies
@@ -281,27 +157,9 @@ class NetworkLoss(TermLoss):
 
     # ------------------------------------------------------------------ the net at θ
 
-    def outputs(self, theta: Tensor, chunk: Chunk) -> Tensor:
-        """Return the net's outputs at θ, shape (n, …), on a chunk of θ's device and dtype, without derivatives."""
-        with self.settings(theta), torch.no_grad(), self.in_place(self.leaves(theta.detach())):
-            return self.forward(chunk[0])
-
-    @contextmanager
-    def in_place(self, leaves: Sequence[Tensor]) -> Iterator[None]:
-        """Put the leaves into the net, for evaluation and differentiation; it comes back as it was."""
-        outer = self._placement
-        self._placement = placement = Placement(self.net, self.names, leaves, recomputes=self.recomputes)
-        try:
-            yield
-        finally:
-            placement.take_out()
-            self._placement = outer
-
     def forward(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """Return the net's output with the leaves that are in place."""
-        assert self._placement is not None
-        # Batch-norm in train mode writes its running statistics.
-        self._placement.renew_buffers()
+        self.renew_buffers()
         if self.writes_inputs:
             inputs = tuple(t.clone() for t in inputs)
         output = self.net(*inputs)
@@ -327,7 +185,3 @@ class NetworkLoss(TermLoss):
             if id(tensor) not in of_net
         }
         return lambda output, target: functional_call(criterion, state, (output, target))
-
-
-# What help() shows of LossFunction(…).
-LossFunction.__new__.__signature__ = inspect.signature(NetworkLoss.__init__)  # type: ignore[attr-defined]

@@ -1,35 +1,34 @@
-"""What is found out about the loss of a network when it is made, and refused if it can't be trusted."""
+"""What is found out about the loss of a network over data when it is made, and refused if it can't be trusted."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gradflow.checks import check_count
-from gradflow.errors import CriterionError, GradflowError, InvalidInputError, NonDeterministicLossError
-from gradflow.loss.accuracy import count_correct
-from gradflow.loss.additivity import Evaluated, weigh_chunks
+from gradflow.errors import GradflowError, InvalidInputError, NonDeterministicLossError
 from gradflow.loss.checkpointing import refuse_reentrant, refusing_reentrant
-from gradflow.loss.criteria import ChunkedCriterion, check_broadcast, resolve_reduction
-from gradflow.loss.data import Chunk, move
+from gradflow.loss.data import move
+from gradflow.loss.data_loss import DataLoss
 from gradflow.loss.memory import graph_bytes
+from gradflow.loss.modes import drops, normalizes_batches
+from gradflow.loss.trees import tensors_of
 
-if TYPE_CHECKING:
-    from gradflow.loss.network import NetworkLoss
-
-_SAMPLES = 256
+#: Samples on which values at once and in parts are compared.
+SAMPLES = 256
 
 
-def probe(loss: NetworkLoss, batch_size: int | None) -> None:
-    """Find out reduction, outputs, memory and chunks of a loss that is being made, and put them into it.
+class Probe:
+    """Evaluates a loss that is being made on a few samples, at the net's present weights.
+
+    A kind of loss says what is evaluated (:meth:`evaluate`), and what is to be found out (:meth:`find`).
 
     Parameters
     ----------
-    loss : NetworkLoss
-        With net, criterion and data.
+    loss : DataLoss
+        With net and data.
     batch_size : int or None
         Samples in a chunk, if the user gave it.
 
@@ -38,51 +37,32 @@ def probe(loss: NetworkLoss, batch_size: int | None) -> None:
     NonDeterministicLossError
         If two evaluations differ.
     CriterionError
-        If values on chunks don't add up to that on the whole, or the criterion depends on what isn't in θ.
+        If values on chunks don't add up to that on the whole, or the loss depends on what isn't in θ.
     InvalidInputError
         If the net writes to its parameters, or can't be differentiated for its checkpointing.
     """
-    cuda = [loss.device] if loss.device.type == "cuda" else []
-    theta = loss.layout.flatten()
-    trainable = [p for p in loss.net.parameters() if p.requires_grad]
-    with torch.random.fork_rng(devices=cuda), loss.settings(theta), refusing_reentrant():
-        with loss.in_place(loss.leaves(theta)):
-            _Probe(loss, batch_size).run(trainable)
 
-
-class _Probe:
-    """Evaluates a loss on a few samples at the net's present weights."""
-
-    def __init__(self, loss: NetworkLoss, batch_size: int | None) -> None:
+    def __init__(self, loss: DataLoss, batch_size: int | None) -> None:
         self._loss = loss
         self._batch_size = batch_size
         self._takes_only_all = False
 
-    def run(self, trainable: Sequence[Tensor]) -> None:
+    def run(self) -> None:
         """Put what is found into the loss."""
-        loss, data = self._loss, self._loss.data
-        if data.n_samples == 1:
-            self._check_batch_norm()
-        output, target = self._forward_on_a_few()
-        loss.n_outputs = output[0].numel()
-        value = loss.evaluator(output)(output, target)
-        reduction = resolve_reduction(loss.criterion, value, len(output))
-        loss.chunked = ChunkedCriterion(loss.criterion, reduction)
-        reads_weights = self._finds_weights_in_criterion(output, target, trainable)
-        loss.recomputes = self._finds_recomputation()
-        loss.graph_bytes_per_sample = self._measure_graph()
+        loss = self._loss
+        cuda = [loss.device] if loss.device.type == "cuda" else []
+        theta = loss.layout.flatten()
+        with torch.random.fork_rng(devices=cuda), loss.settings(theta), refusing_reentrant():
+            with loss.in_place(loss.leaves(theta)):
+                self.find()
 
-        data.cut(self._chunk_size(), loss.memory_budget)
-        self._check_batch_norm()
-        rows = data.spread(self._few(min(_SAMPLES, max(16, data.chunk_size))))
-        first, second = data.rows(rows), data.rows(rows)
-        output, target = self._forward(first)
-        again, target_again = self._forward(second)
-        counts = count_correct(loss.criterion, output, target)
-        loss.classifies = counts is not None and bool(counts[1] > 0)
-        self._check_deterministic(first, second, (output, target), (again, target_again))
-        check_broadcast(loss.evaluator(output), output, target)
-        loss.denominators = self._weigh_chunks(rows, output, reads_weights=reads_weights)
+    def evaluate(self, chunk: Any) -> Any:
+        """Evaluate on a chunk, with the leaves that are in place, and return what came out."""
+        raise NotImplementedError
+
+    def find(self) -> None:
+        """Find out all of it."""
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ evaluations
 
@@ -90,35 +70,35 @@ class _Probe:
         """Return on how many samples to try something for which n would do."""
         return self._loss.data.n_samples if self._takes_only_all else min(n, self._loss.data.n_samples)
 
-    def _forward_on_a_few(self) -> tuple[Tensor, Tensor]:
-        """Return (outputs, targets) of four samples; of all, if the criterion takes nothing else (pairs, say)."""
+    def _on_a_few(self) -> Any:
+        """Evaluate on four samples; on all, if the loss takes nothing else (pairs, say)."""
         data = self._loss.data
         try:
-            self._forward(data.head(self._few(2)))
-            return self._forward(data.head(self._few(4)))
+            self._watched(data.head(self._few(2)))
+            return self._watched(data.head(self._few(4)))
         except GradflowError:
             raise
         except Exception as error:
             if data.n_samples <= 2:
                 raise
-            if data.n_samples > max(_SAMPLES, self._batch_size or 0):
+            if data.n_samples > max(SAMPLES, self._batch_size or 0):
                 error.add_note(
                     f"This was on at most 4 samples. If it needs all of them, pass batch_size={data.n_samples}."
                 )
                 raise
             self._takes_only_all = True
-            return self._forward(data.head(data.n_samples))
+            return self._watched(data.head(data.n_samples))
 
-    def _forward(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
-        """Return (outputs, targets) of a chunk at the net's present weights; see what the net writes to."""
+    def _watched(self, chunk: Any) -> Any:
+        """Evaluate on a chunk at the net's present weights; see what the net writes to, and what it draws."""
         loss = self._loss
-        inputs, target = move(chunk, loss.device, loss.dtype)
+        chunk = move(chunk, loss.device, loss.dtype)
         theta = loss.layout.flatten()
+        inputs = tensors_of(chunk)
         versions = [t._version for t in inputs], theta._version
         random_state = self._random_state()
-        with torch.no_grad(), loss.in_place(loss.leaves(theta)):
-            output = loss.forward(inputs)
-            loss.evaluator(output)(output.clone(), target.clone())
+        with loss.in_place(loss.leaves(theta)):
+            found = self.evaluate(chunk)
         if not torch.equal(random_state, self._random_state()):
             raise NonDeterministicLossError(self._random_message("The loss draws random numbers"))
         if versions[1] != theta._version:
@@ -127,14 +107,12 @@ class _Probe:
                 "loss isn't a function of θ. Take that out."
             )
         loss.writes_inputs |= versions[0] != [t._version for t in inputs]
-        return output, target
+        return found
 
     def _value(self, n: int) -> Tensor:
-        """Evaluate the criterion, and sum, on n samples with the leaves that are in place."""
+        """Evaluate the loss on n samples with the leaves that are in place."""
         loss = self._loss
-        inputs, target = move(loss.data.head(n), loss.device, loss.dtype)
-        output = loss.forward(inputs)
-        return loss.evaluator(output)(output, target).sum()
+        return loss.value_on(move(loss.data.head(n), loss.device, loss.dtype))
 
     def _trainable_leaves(self) -> list[Tensor]:
         loss = self._loss
@@ -185,68 +163,19 @@ class _Probe:
             for a, b in zip(here, elsewhere, strict=True)
         )
 
-    # ------------------------------------------------------------------ the criterion
-
-    def _finds_weights_in_criterion(
-        self, output: Tensor, target: Tensor, trainable: Sequence[Tensor]
-    ) -> bool:
-        """Find out whether the criterion reads θ; refuse one that depends on other tensors with a gradient."""
-        evaluate = self._loss.evaluator(output)
-        with torch.enable_grad():
-            value = evaluate(output.detach().clone(), target.clone()).sum()
-            if value.requires_grad:
-                captured = torch.autograd.grad(value, trainable, allow_unused=True)
-                raise CriterionError(
-                    "The criterion holds parameters of the net that were taken out of it before. They would be "
-                    "constants: call net.parameters() inside the criterion instead."
-                    if any(g is not None for g in captured)
-                    else "The criterion depends on tensors that require a gradient and aren't the net's: "
-                    "they aren't in θ, and are never trained. Make them parameters of the net, or freeze them with "
-                    "requires_grad_(False)."
-                )
-            with self._loss.in_place(self._trainable_leaves()):
-                return evaluate(output.detach().clone(), target.clone()).requires_grad
-
-    def _weigh_chunks(self, rows: Tensor, output: Tensor, *, reads_weights: bool) -> list[float]:
-        """Return how much each chunk has of what the criterion averages over."""
-        loss, data = self._loss, self._loss.data
-        if data.n_chunks == 1:  # untried, so that mini-batches are one chunk as well
-            return [float(data.n_samples)]
-        if reads_weights and loss.chunked.reduction == "sum":
-            raise CriterionError(
-                'A criterion with reduction="sum" that reads the weights of the net counts them once per chunk. Use '
-                'reduction="mean", where they count once.'
-            )
-        N, MiB = data.n_samples, 2.0**20
-        remedy = f"Pass batch_size={N}"
-        if self._batch_size is None:
-            remedy += (
-                f", which takes about {loss.graph_bytes_per_sample * N / MiB:.3g} MiB (memory_budget is "
-                f"{loss.memory_budget / MiB:.3g} MiB)"
-            )
-
-        def outputs_on(rows: Tensor) -> Evaluated:
-            inputs, target = move(data.rows(rows), loss.device, loss.dtype)
-            return Evaluated(loss.forward(inputs), target, len(rows))
-
-        with torch.no_grad():
-            return weigh_chunks(data, loss.chunked, loss.evaluator(output), outputs_on, rows, f"{remedy}.")
-
     # ------------------------------------------------------------------ one function of θ
 
-    def _check_deterministic(
-        self, first: Chunk, second: Chunk, one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor]
-    ) -> None:
-        values = [self._loss.evaluator(o)(o, t).sum() for o, t in (one, two)]
+    def _refuse_differing(self, first: Any, second: Any, one: list[Tensor], two: list[Tensor]) -> None:
+        """Refuse a loss that gives other numbers on the same items, read twice: the last of them is its value."""
         if self._loss.device.type == "cpu":
-            pairs = ((one[0], two[0]), (values[0], values[1]))
-            same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in pairs)
+            same = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(one, two, strict=True))
         else:
-            same = torch.allclose(values[0], values[1], rtol=1e-5, atol=0.0, equal_nan=True)
+            same = torch.allclose(one[-1], two[-1], rtol=1e-5, atol=0.0, equal_nan=True)
         if same:
             return
-        read_twice = zip((*first[0], first[1]), (*second[0], second[1]), strict=True)
-        changed = any(not torch.equal(a, b) for a, b in read_twice)
+        changed = any(
+            not torch.equal(a, b) for a, b in zip(tensors_of(first), tensors_of(second), strict=True)
+        )
         more = (
             ["the data set returns other values when it is read again (random augmentation?)"]
             if changed
@@ -254,7 +183,7 @@ class _Probe:
         )
         raise NonDeterministicLossError(
             self._random_message(
-                f"Two evaluations of the loss at the same θ differ, {float(values[0]):.9g} and {float(values[1]):.9g}",
+                f"Two evaluations of the loss at the same θ differ, {float(one[-1]):.9g} and {float(two[-1]):.9g}",
                 *more,
             )
         )
@@ -273,22 +202,9 @@ class _Probe:
 
     def _random_message(self, what: str, *more: str) -> str:
         modules = self._loss.net.named_modules()
-        causes = [f"{name} is {m} in train mode" for name, m in modules if _drops(m)] + list(more)
+        causes = [f"{name} is {m} in train mode" for name, m in modules if drops(m)] + list(more)
         return (
             f"{what}, so that its gradient and Hessian have no meaning. "
             + (f"Cause: {'; '.join(causes)}. " if causes else "")
             + "Call net.eval(), or take the randomness out."
         )
-
-
-def normalizes_batches(net: nn.Module) -> bool:
-    """Whether a net has batch-norm in train mode, by whose statistics samples know of each other."""
-    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training for m in net.modules())
-
-
-def _drops(module: nn.Module) -> bool:
-    if not module.training:
-        return False
-    p = getattr(module, "p", 0.0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0.0
-    inner = getattr(module, "dropout", 0.0)
-    return bool(p) or (isinstance(inner, float) and inner > 0)

@@ -7,6 +7,7 @@ from gradflow.observe.error_estimate import ErrorEstimate
 from gradflow.observe.flow import FlowObserver
 from gradflow.observe.function import FunctionObserver
 from gradflow.observe.group import Observers
+from gradflow.observe.metrics import Metrics
 from gradflow.observe.midpoint import AtMidpoint, MidpointPoint, Midpoints, MidpointScalars, OscillationAlong
 from gradflow.observe.parameters import Parameters
 from gradflow.observe.point import ObservedPoint
@@ -26,6 +27,7 @@ __all__ = [
     "FlowObserver",
     "FunctionObserver",
     "MidpointPoint",
+    "Metrics",
     "MidpointScalars",
     "Midpoints",
     "Observed",

@@ -14,7 +14,7 @@ from gradflow.variable import Variable
 
 @dataclass(eq=False)
 class TestSet(Observer):
-    """Loss and accuracy on the test set; without one the file has both all the same, NaN."""
+    """Loss, accuracy and metrics on the test set; without one the file has the first two all the same, NaN."""
 
     __test__ = False  # no test for pytest
 
@@ -26,9 +26,24 @@ class TestSet(Observer):
         "test_accuracy": Variable(long_name="fraction of the test set classified right"),
     }
 
+    def __post_init__(self) -> None:
+        metrics = {} if self.loss is None else self.loss.metrics
+        self.variables = dict(type(self).variables) | {  # type: ignore[misc]
+            on_test_set(name): Variable(
+                long_name=f"{on_test_set(name).replace('_', ' ')}, mean over the test set"
+            )
+            for name in metrics
+        }
+
     def measure(self, point: ObservedPoint) -> dict[str, Any]:
         """Measure at the point."""
         if self.loss is None:
             return {}
         loss, accuracy = self.loss.evaluate(point.theta)
-        return {"test_loss": loss, "test_accuracy": accuracy}
+        measured = {on_test_set(name): value for name, value in self.loss.measure(point.theta).items()}
+        return {"test_loss": loss, "test_accuracy": accuracy} | measured
+
+
+def on_test_set(name: str) -> str:
+    """Return the name of a metric on the test set: "train_f1" is "test_f1" there."""
+    return f"test_{name.removeprefix('train_')}"

@@ -351,11 +351,11 @@ def test_the_default_device_changes_nothing():
 
 
 def test_only_what_is_made_anew_is_checked(monkeypatch):
-    from gradflow.loss import network
+    from gradflow.loss import data_loss
 
     calls = []
-    examine = network.examine
-    monkeypatch.setattr(network, "examine", lambda *args: calls.append(args[2]) or examine(*args))
+    examine = data_loss.examine
+    monkeypatch.setattr(data_loss, "examine", lambda *args: calls.append(args[2]) or examine(*args))
     loss = made(lambda: nn.Linear(3, 2), check="fast")
     assert calls == ["fast"]
     loss.first(4).gradient(loss.parameters())
