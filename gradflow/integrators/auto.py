@@ -41,9 +41,10 @@ class Auto(Exprb43):
     A stiff method, and an explicit one under error control (`tsit5`, for rtol < 1e-7 `dop853`) that takes the steps
     where it costs less (:class:`gradflow.integrators.switching.Switching`). The stiff method is `exprb43`, for
     rtol < 1e-3 `exprb54`, whose costs hardly grow with λ₁. It is `rkc` where the graphs of all chunks don't fit in the
-    loss's memory budget, so that every Hessian–vector product computes its own, and for P ≤ 400 and rtol ≥ 1e-5, where
-    its gradients take less time than the dense Hessian. There it gets the tolerance at which its error of θ is about
-    that of the others. A flow without a symmetric Jacobian goes to `rkc` alone, at the tolerance given.
+    loss's memory budget, so that every Hessian–vector product computes its own; where products are differences of
+    gradients; and for P ≤ 400 and rtol ≥ 1e-5, where its gradients take less time than the dense Hessian. There it gets
+    the tolerance at which its error of θ is about that of the others. A flow without a symmetric Jacobian goes to `rkc`
+    alone, at the tolerance given.
 
     An option that the exponential methods alone have chooses the one of them that would be taken; `step_size` the stiff
     method, with that controller. The attribute ``method_choices`` of the record says which method took the steps from
@@ -82,7 +83,7 @@ class Auto(Exprb43):
 
     def _is_worth_products(self, loss: LossFunction) -> bool:
         """Whether the exponential methods' products cost less than the stages of `rkc`."""
-        if not loss.keeps_graphs(loss.dtype or torch.float64):
+        if not (loss.has_exact_products and loss.keeps_graphs(loss.dtype or torch.float64)):
             return False
         P = loss.n_parameters
         return P is None or P > DENSE_BELOW or self.rtol < _FINE

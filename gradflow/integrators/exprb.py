@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradflow.checks import check_count, check_number
+from gradflow.errors import InvalidInputError
 from gradflow.flows import Point
 from gradflow.flows.base import Needs
 from gradflow.integrators.base import StepResult
@@ -174,6 +175,11 @@ class ExponentialRosenbrock(ErrorControlled):
 
     def resolve(self, loss: LossFunction) -> Self:
         """Choose between Krylov spaces and the dense Hessian, and the size of the former."""
+        if not loss.has_exact_products:
+            raise InvalidInputError(
+                f"Method {self.name!r} needs exact products with the Hessian, and those of this loss are differences "
+                'of gradients (hvp="difference"). method="auto", "rkc", "tsit5" and "dop853" take them.'
+            )
         P = loss.n_parameters
         if P is None:
             return self

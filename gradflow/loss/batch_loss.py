@@ -15,6 +15,7 @@ from gradflow.loss.batch_probe import BatchProbe
 from gradflow.loss.batches import as_data
 from gradflow.loss.check import LEVELS, CheckLevel
 from gradflow.loss.data_loss import DataLoss, Mode
+from gradflow.loss.difference import Products
 from gradflow.loss.minibatch import MiniBatch
 from gradflow.loss.results import Kind, Result, number, read
 from gradflow.loss.trees import map_tensors
@@ -58,6 +59,7 @@ class BatchLoss(DataLoss):
         memory_budget: int | None = None,
         allow_tf32: bool = False,
         mode: Mode | None = None,
+        hvp: Products = "exact",
         check: CheckLevel | None = "full",
         **dataloader_kwargs: Any,
     ) -> None:
@@ -71,7 +73,7 @@ class BatchLoss(DataLoss):
         self._accuracy = named.pop(ACCURACY, None)
         self.classifies = self._accuracy is not None
         self.metrics = named
-        super().__init__(data, net, mode=mode, memory_budget=memory_budget, allow_tf32=allow_tf32)
+        super().__init__(data, net, mode=mode, hvp=hvp, memory_budget=memory_budget, allow_tf32=allow_tf32)
         try:
             BatchProbe(self, batch_size).run()
         except Exception as error:
@@ -101,6 +103,7 @@ class BatchLoss(DataLoss):
             memory_budget=self.memory_budget,
             allow_tf32=self._allow_tf32,
             mode=self._mode,
+            hvp=self._hvp,
             check=None,
         )
         part.second = self.second
@@ -144,7 +147,8 @@ class BatchLoss(DataLoss):
                 found = read(self._call(self._accuracy, chunk), ACCURACY)
             weight = d if found.kind == "mean" else found.weight
             tally.add_share(found.mean(weight) if weight else found.value, weight)
-        return result.share(d, total)
+        assert self._placement is not None
+        return result.share(d, total).to(self._placement.leaves[0].dtype)
 
     def value_on(self, chunk: Any) -> Tensor:
         """Return the mean over a chunk, with the leaves that are in place."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from gradflow.errors import CriterionError, InvalidInputError
 from gradflow.loss.additivity import unequal, unlike
+from gradflow.loss.casts import Casts
 from gradflow.loss.data import move
 from gradflow.loss.modes import normalizes_batches
 from gradflow.loss.probe import SAMPLES, Probe
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 
 #: Weights of a batch of so many items, by what they count.
 Weighing = Callable[[Any, int], float]
+#: What values at once and in parts may differ by where the net computes fewer digits, in their eps, and at most.
+_COARSE, _COARSEST = 50.0, 1e-2
+#: Least size of weights elsewhere.
+_ELSE = 0.1
 #: The label that Hugging Face's losses leave out.
 _IGNORED = -100
 
@@ -173,27 +179,46 @@ class BatchProbe(Probe):
         return loss.result(self._moved(rows)).weight == len(rows)
 
     def _additive(self, rows: Tensor, sizes: Sequence[int], candidates: Mapping[str, Weighing]) -> list[str]:
-        """Return by which weights the values on parts of some items add up to that on all of them at once."""
+        """Return by which weights the values on parts of some items add up to that on all of them at once.
+
+        Tried at the net's weights, and at others: where all samples have equal losses (a head that starts at zero), a
+        wrong weight isn't seen.
+        """
+        loss = self._loss
+        passing = list(candidates)
+        for leaves in (loss.leaves(loss.layout.flatten()), self._other_leaves()):
+            with loss.in_place(leaves):
+                passing = self._adding_up(rows, sizes, {name: candidates[name] for name in passing})
+        return passing
+
+    def _adding_up(self, rows: Tensor, sizes: Sequence[int], candidates: Mapping[str, Weighing]) -> list[str]:
         loss = self._loss
         parts = [self._moved(part) for part in rows.split(list(sizes))]
         try:
-            whole = self._moved(rows)
-            result, of_parts = loss.result(whole), [loss.result(part) for part in parts]
+            with Casts(loss.net, loss.dtype) as casts:
+                result = loss.result(self._moved(rows))
+            of_parts = [loss.result(part) for part in parts]
         except Exception as error:
             raise CriterionError(
                 f"loss_fn can't be computed in chunks: on {len(rows)} samples, or {min(sizes)}, it fails with "
                 f"{type(error).__name__}: {error}. {self._remedy()}"
             ) from error
         value = float(result.mean(result.weight))
-        passing, got = [], value
+        if not math.isfinite(value):
+            return list(candidates)
+        eps, coarse = torch.finfo(loss.dtype).eps, max(casts.eps, torch.finfo(result.value.dtype).eps)
+        tolerance = 1e3 * eps if coarse == eps else min(_COARSE * coarse, _COARSEST)
+        passing, got = [], math.nan
         for name, weigh in candidates.items():
             weights = [weigh(part, n) for part, n in zip(parts, sizes, strict=True)]
             if sum(weights) == 0:
                 continue
-            got = float(weighted_mean(list(zip(of_parts, weights, strict=True))))
+            found = float(weighted_mean(list(zip(of_parts, weights, strict=True))))
             scale = max(abs(value), *(abs(float(each.mean(each.weight or 1.0))) for each in of_parts))
-            if abs(got - value) <= 1e3 * torch.finfo(loss.dtype).eps * scale:
+            if abs(found - value) <= tolerance * scale:
                 passing.append(name)
+            elif math.isnan(got):
+                got = found
         if not passing:
             raise CriterionError(
                 f"loss_fn can't be computed in chunks: on {len(rows)} samples at once it gives {value:.9g}, over "
@@ -203,6 +228,14 @@ class BatchProbe(Probe):
                 + ("; or pass weight=, a function of a batch." if loss.kind == "mean" else ".")
             )
         return passing
+
+    def _other_leaves(self) -> list[Tensor]:
+        """Return weights of the size of the net's, and away from them; from a generator of their own."""
+        generator = torch.Generator("cpu").manual_seed(0)
+        leaves = self._loss.leaves(self._loss.layout.flatten())
+        sizes = [max(float(leaf.square().mean().sqrt()), _ELSE) for leaf in leaves]
+        draws = [torch.randn(leaf.shape, generator=generator, device="cpu").to(leaf) for leaf in leaves]
+        return [leaf + size * draw for leaf, size, draw in zip(leaves, sizes, draws, strict=True)]
 
     def _moved(self, rows: Tensor) -> Any:
         return move(self._loss.data.rows(rows), self._loss.device, self._loss.dtype)

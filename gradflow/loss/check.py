@@ -371,7 +371,8 @@ def _hessian_message(found: Derivatives) -> str:
     cause = f"Likely: the backward of {', '.join(found.functions)} leaves torch. " if found.functions else ""
     return (
         f"Products with the Hessian are wrong: {'; '.join(what)}. {cause}Use operations in plain torch. Gradients, "
-        "and the methods that take nothing else, go on working; check=None lets wrong products through."
+        'and the methods that take nothing else, go on working; hvp="difference" takes differences of gradients '
+        "for products; check=None lets wrong ones through."
     )
 
 

@@ -69,6 +69,11 @@ class Combination(LossFunction):
         return len(sizes) < 2 or self.memory_budget is None or sum(sizes) <= self.memory_budget
 
     @property
+    def has_exact_products(self) -> bool:
+        """Whether those of all terms are."""
+        return all(part.has_exact_products for part in self.losses)
+
+    @property
     def functions(self) -> list[str]:
         """The subclasses of ``torch.autograd.Function`` that were seen in the graphs of the terms."""
         return sorted({name for part in self.losses for name in part.functions})

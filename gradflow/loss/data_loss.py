@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,8 +15,9 @@ from torch import Tensor, nn
 from gradflow.checks import check_count
 from gradflow.errors import InvalidInputError
 from gradflow.loss.accuracy import Tally
-from gradflow.loss.check import CheckLevel, enforce, examine
+from gradflow.loss.check import CheckLevel, CheckReport, enforce, examine
 from gradflow.loss.data import ChunkedData, add_to_hash, default_memory_budget
+from gradflow.loss.difference import Products, check_products, relative_error
 from gradflow.loss.kinks import kinks_of
 from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
 from gradflow.loss.numerics import exact_derivatives
@@ -46,7 +48,7 @@ class DataLoss(TermLoss):
     net : torch.nn.Module
     mode : {"eval", "train"}, optional
         In which the net is evaluated. Default: that in which it is.
-    memory_budget, allow_tf32
+    hvp, memory_budget, allow_tf32
         As of :class:`LossFunction`.
 
     Attributes
@@ -76,10 +78,12 @@ class DataLoss(TermLoss):
         net: nn.Module,
         *,
         mode: Mode | None,
+        hvp: Products,
         memory_budget: int | None,
         allow_tf32: bool,
     ) -> None:
         check_replaceable(net)
+        check_products(hvp)
         if mode not in {None, "eval", "train"}:
             raise InvalidInputError(f'Expected mode as "eval" or "train", got {mode!r}.')
         self.net = net
@@ -104,13 +108,21 @@ class DataLoss(TermLoss):
         check_count("memory_budget", self.memory_budget, least=1)
         self.kinks = kinks_of(net)
         self._labels: dict[str, Any] = {}
+        self._hvp = hvp
 
     def _examine(self, check: CheckLevel | None) -> None:
         """Look at the loss that has been made, as :class:`LossFunction` says."""
         self.second.third_is_checked = check is None
         if check is not None:
             with self.in_mode():
-                self._rounds = enforce(examine(self, self.layout.flatten(), check), self)
+                report = examine(self, self.layout.flatten(), check)
+                if self._hvp == "difference":
+                    report = _without_products(report)
+                self._rounds = enforce(report, self)
+        if self._hvp == "difference":
+            self.by_difference = True
+            self.second = SecondDerivatives()
+            self._product_error = relative_error(self, self.layout.flatten())
 
     # ------------------------------------------------------------------ what a kind of loss says
 
@@ -187,15 +199,19 @@ class DataLoss(TermLoss):
 
     def describe(self) -> dict[str, Any]:
         """Name the net and the data, and how they are cut into chunks."""
-        return self._labels | {
-            "net": type(self.net).__name__,
-            "n_samples": self.data.n_samples,
-            "batch_size": self.data.chunk_size,
-            "n_chunks": self.data.n_chunks,
-            "n_parameters": self.n_parameters,
-            "allow_tf32": self._allow_tf32,
-            "train_mode": any(training for _, training in self._modes),
-        }
+        return (
+            self._labels
+            | {
+                "net": type(self.net).__name__,
+                "n_samples": self.data.n_samples,
+                "batch_size": self.data.chunk_size,
+                "n_chunks": self.data.n_chunks,
+                "n_parameters": self.n_parameters,
+                "allow_tf32": self._allow_tf32,
+                "train_mode": any(training for _, training in self._modes),
+            }
+            | ({"hvp": "difference", "hvp_error": self._product_error} if self.by_difference else {})
+        )
 
     # ------------------------------------------------------------------ terms
 
@@ -288,3 +304,15 @@ class DataLoss(TermLoss):
         """Let the net's buffers have its own values before a forward pass: batch-norm in train mode writes to them."""
         assert self._placement is not None
         self._placement.renew_buffers()
+
+
+def _without_products(report: CheckReport) -> CheckReport:
+    """Return what else was found of a loss without exact products; refuse one that has them."""
+    names = {"Hessian", "symmetry"}
+    looked_at = [finding for finding in report if finding.name in names and math.isfinite(finding.value)]
+    if looked_at and all(finding.passed for finding in looked_at):
+        raise InvalidInputError(
+            'hvp="difference" is for losses that can\'t be differentiated twice; exact products of this one agree with '
+            "differences. Leave it out. If differences are meant, pass check=None."
+        )
+    return CheckReport(tuple(finding for finding in report if finding.name not in names))

@@ -78,6 +78,10 @@ class LossFunction:
     mode : {"eval", "train"}, optional
         Evaluate the net in this mode, whatever mode it is in, and leave it in that. Default: in the mode in which it
         is, which must stay the same.
+    hvp : {"exact", "difference"}, default "exact"
+        Products with the Hessian by differentiating twice; or, where an operation of the net can't be (a fused kernel,
+        CTC), by central differences of gradients, two a product, right to about 1e-4 in float32 and 1e-9 in float64.
+        "difference" is refused where exact products are to be had, but for ``check=None``.
     check : {"full", "fast", None}, default "full"
         Look at the loss on at most eight samples before it is used, as :meth:`check` does: "fast" without second
         derivatives and differences. A wrong gradient is an error here, and wrong products with the Hessian where they
@@ -181,6 +185,7 @@ class LossFunction:
             memory_budget: int | None = None,
             allow_tf32: bool = False,
             mode: Literal["eval", "train"] | None = None,
+            hvp: Literal["exact", "difference"] = "exact",
             check: CheckLevel | None = "full",
             compile: bool | Literal["auto"] = "auto",
             **dataloader_kwargs: Any,
@@ -267,6 +272,11 @@ class LossFunction:
     def data_term(self) -> DataLoss | None:
         """The first loss of a network in it; None if there is none."""
         return None
+
+    @property
+    def has_exact_products(self) -> bool:
+        """Whether products with the Hessian are exact to rounding; they aren't with ``hvp="difference"``."""
+        return True
 
     def leaves(self, theta: Tensor) -> list[Tensor]:
         """Cut θ, shape (P,), into tensors, one for each of the names."""
@@ -577,6 +587,7 @@ def _of_network(
     memory_budget: int | None = None,
     allow_tf32: bool = False,
     mode: Literal["eval", "train"] | None = None,
+    hvp: Literal["exact", "difference"] = "exact",
     check: CheckLevel | None = "full",
     compile: bool | Literal["auto"] = "auto",
     **dataloader_kwargs: Any,

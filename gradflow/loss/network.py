@@ -19,6 +19,7 @@ from gradflow.loss.criteria import ChunkedCriterion, check_criterion
 from gradflow.loss.criterion_probe import CriterionProbe
 from gradflow.loss.data import Chunk, ChunkedData
 from gradflow.loss.data_loss import DataLoss, Mode
+from gradflow.loss.difference import Products
 from gradflow.loss.function import Evaluation
 from gradflow.loss.linearization import Count, Linearization
 
@@ -49,6 +50,7 @@ class NetworkLoss(DataLoss):
         memory_budget: int | None = None,
         allow_tf32: bool = False,
         mode: Mode | None = None,
+        hvp: Products = "exact",
         check: CheckLevel | None = "full",
         compile: Compile = "auto",
         **dataloader_kwargs: Any,
@@ -65,6 +67,7 @@ class NetworkLoss(DataLoss):
             ChunkedData(dataset, dataloader_kwargs),
             net,
             mode=mode,
+            hvp=hvp,
             memory_budget=memory_budget,
             allow_tf32=allow_tf32,
         )
@@ -85,6 +88,7 @@ class NetworkLoss(DataLoss):
             memory_budget=self.memory_budget,
             allow_tf32=self._allow_tf32,
             mode=self._mode,
+            hvp=self._hvp,
             check=None,
             compile=self._captures.compile,
             **self._loader_options,
@@ -149,7 +153,9 @@ class NetworkLoss(DataLoss):
     ) -> Linearization:
         counts = accuracy and self.classifies
         captured = (
-            self._captures.linearized(self, theta, count, count_third, accuracy=counts) if keep else None
+            self._captures.linearized(self, theta, count, count_third, accuracy=counts)
+            if keep and self.has_exact_products
+            else None
         )
         if captured is not None:
             return captured

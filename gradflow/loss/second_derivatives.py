@@ -12,7 +12,10 @@ from gradflow.errors import InexactDerivativeError
 
 # In names of operations.
 _NORMS = ("BatchNorm", "LayerNorm", "RmsNorm", "RMSNorm")
-_NEVER_MIND = "Losses, gradients and the methods that take nothing else go on working."
+_NEVER_MIND = (
+    'Or pass hvp="difference", for products by differences of gradients. Losses, gradients and the methods that take '
+    "nothing else go on working."
+)
 
 
 class SecondDerivatives:

@@ -13,6 +13,7 @@ from gradflow.errors import InvalidInputError
 from gradflow.loss.accuracy import Tally
 from gradflow.loss.check import CHECKED_SAMPLES, examine_third
 from gradflow.loss.checkpointing import DIFFERENTIATED_LATER
+from gradflow.loss.difference import DifferenceLinearization
 from gradflow.loss.function import Evaluation, LossFunction
 from gradflow.loss.graphs import GraphLinearization, accumulate, value_and_gradient
 from gradflow.loss.linearization import Count, Linearization
@@ -31,10 +32,13 @@ class TermLoss(LossFunction):
     recomputes : bool
         Differentiation evaluates parts of the terms again (activation checkpointing), so that it must happen
         while the leaves are in place.
+    by_difference : bool
+        Products with the Hessian are differences of gradients.
     """
 
     second: SecondDerivatives
     recomputes = False
+    by_difference = False
 
     def terms(self, theta: Tensor, tally: Tally | None = None) -> Iterator[Term]:
         """Return the terms, on θ's device and in its dtype; their sum is the loss.
@@ -46,6 +50,11 @@ class TermLoss(LossFunction):
     def on_few_samples(self, n: int) -> TermLoss:
         """Return the loss on at most n samples, in one chunk, whose derivatives nobody has looked at yet."""
         raise NotImplementedError
+
+    @property
+    def has_exact_products(self) -> bool:
+        """Whether products with the Hessian are exact to rounding."""
+        return not self.by_difference
 
     def in_place(self, leaves: Sequence[Tensor]) -> AbstractContextManager[None]:
         """Return the context in which terms of these leaves are evaluated, and differentiated."""
@@ -95,6 +104,8 @@ class TermLoss(LossFunction):
         self, theta: Tensor, *, count: Count, count_third: Count, accuracy: bool, keep: bool
     ) -> Linearization:
         tally = Tally() if accuracy and self.classifies else None
+        if self.by_difference:
+            return DifferenceLinearization(self, theta, count, count_third, tally)
         return GraphLinearization(self, theta, count, count_third, tally, keep=keep)
 
     def _evaluate(self, theta: Tensor) -> tuple[float, float]:
