@@ -510,3 +510,13 @@ def test_frozen_weights_count_where_a_net_is_copied_to_float64():
         for budget in (8 * 14, 8 * 14 - 1)  # of 8 frozen numbers and 6 others
     }
     assert list(allowed.values()) == pytest.approx([2.0**-26, 2.0**-11.5])
+
+
+def test_a_loss_that_doesnt_change_is_nothing_wrong():
+    # the sum of probabilities: derivatives are rounding errors
+    data = torch.utils.data.TensorDataset(torch.randn(20, 8, generator=torch.Generator().manual_seed(0)))
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 3))
+    loss = LossFunction(data, loss_fn=lambda net, batch: (net(batch[0]).softmax(1) + 1 / 3).sum(1), net=net)
+    assert loss.check().passed
