@@ -205,8 +205,10 @@ def move(chunk: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 
 def cast(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Put a tensor on a device; in `dtype` if it is floating-point."""
-    return tensor.detach().to(device, dtype if tensor.is_floating_point() else None)
+    """Put a tensor on a device; in `dtype` if it is floating-point, in the complex dtype of it if it is complex."""
+    if tensor.is_complex():
+        dtype = dtype.to_complex()
+    return tensor.detach().to(device, dtype if tensor.is_floating_point() or tensor.is_complex() else None)
 
 
 def add_to_hash(digest: Any, tensors: Iterable[Tensor]) -> None:

@@ -22,7 +22,7 @@ from gradflow.loss.kinks import kinks_of
 from gradflow.loss.normalized_weights import has_weight_norm, refuse_moving_norms
 from gradflow.loss.numerics import exact_derivatives
 from gradflow.loss.parameters import ParameterLayout, device_and_dtype
-from gradflow.loss.placement import Placement, check_replaceable
+from gradflow.loss.placement import Placement, check_replaceable, unwrapped
 from gradflow.loss.second_derivatives import SecondDerivatives
 from gradflow.loss.terms import Term, TermLoss
 
@@ -54,7 +54,7 @@ class DataLoss(TermLoss):
     Attributes
     ----------
     net : torch.nn.Module
-        As given.
+        As given; of DataParallel and of torch.compile, the module inside.
     data : ChunkedData
     layout : ParameterLayout
     denominators : list of float
@@ -82,6 +82,7 @@ class DataLoss(TermLoss):
         memory_budget: int | None,
         allow_tf32: bool,
     ) -> None:
+        net = unwrapped(net)
         check_replaceable(net)
         check_products(hvp)
         if mode not in {None, "eval", "train"}:
@@ -98,6 +99,7 @@ class DataLoss(TermLoss):
         self._recurrent = any(isinstance(m, nn.RNNBase) for m in net.modules())
         self._weight_norm = has_weight_norm(net)
         self._mode = mode
+        self._sparse: list[Any] = [m for m in net.modules() if getattr(m, "sparse", None) is True]
         self._modes = [(m, m.training if mode is None else mode == "train") for m in net.modules()]
         with self.in_mode():
             refuse_moving_norms(net)
@@ -290,15 +292,22 @@ class DataLoss(TermLoss):
 
     @contextmanager
     def in_mode(self) -> Iterator[None]:
-        """Have the net in the mode in which it is evaluated, if one was given; it comes back in its own."""
+        """Have the net in the mode in which it is evaluated, if one was given; it comes back in its own.
+
+        Embeddings with sparse gradients have dense ones meanwhile, of the same numbers.
+        """
         others = [(m, m.training) for m, mode in self._modes if m.training != mode] if self._mode else []
         for module, training in others:
             module.training = not training
+        for module in self._sparse:
+            module.sparse = False
         try:
             yield
         finally:
             for module, training in others:
                 module.training = training
+            for module in self._sparse:
+                module.sparse = True
 
     def renew_buffers(self) -> None:
         """Let the net's buffers have its own values before a forward pass: batch-norm in train mode writes to them."""

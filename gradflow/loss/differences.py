@@ -179,7 +179,9 @@ class _Place:
             found.hessian_names = _worst(self._loss, off)
         between = (_norm(self._u / s) * _norm(s * Hv) + _norm(self._v / s) * _norm(s * Hu)) / 2
         skew = abs(float(self._u @ Hv) - float(self._v @ Hu))
-        if between <= 1e3 * self._eps * abs(float(self._value)):  # a constant: its products are rounding errors
+        if between <= 1e3 * self._eps * abs(
+            float(self._value)
+        ):  # a constant: its products are rounding errors
             skew = 0.0
         reading = Reading(skew / between if between else skew, max(1e-9, 1e3 * self._eps))
         found.symmetry = found.symmetry.then(reading)

@@ -32,7 +32,8 @@ _NORM_LAYERS = tuple(
 class ParameterLayout:
     """Where each trainable parameter of a network lies in the flat θ.
 
-    Tied parameters appear once; parameters with ``requires_grad=False`` don't appear.
+    Tied parameters appear once; parameters with ``requires_grad=False`` don't appear. A complex parameter appears as
+    its real and imaginary parts, along a last dimension of 2.
 
     Parameters
     ----------
@@ -44,6 +45,7 @@ class ParameterLayout:
     names : tuple of str
         Parameter names in the order of ``net.named_parameters()``.
     shapes : tuple of torch.Size
+        Of the parts of θ.
     sizes : tuple of int
     n_parameters : int
         P, the length of θ.
@@ -60,8 +62,8 @@ class ParameterLayout:
                 f"{sum(1 for _ in net.parameters())} parameters, all frozen. Unfreeze one."
             )
         self.names = tuple(trainable)
-        self.shapes = tuple(p.shape for p in trainable.values())
-        self.sizes = tuple(p.numel() for p in trainable.values())
+        self.shapes = tuple(as_real(p).shape for p in trainable.values())
+        self.sizes = tuple(shape.numel() for shape in self.shapes)
         self.n_parameters = sum(self.sizes)
 
     def split(self, theta: Tensor) -> list[Tensor]:
@@ -74,11 +76,16 @@ class ParameterLayout:
     def flatten(self) -> Tensor:
         """Copy the net's present weights into a new flat θ, shape (P,)."""
         parameters = dict(self._net.named_parameters())
-        return torch.cat([parameters[name].detach().reshape(-1) for name in self.names])
+        _, dtype = device_and_dtype(self._net)
+        return torch.cat([as_real(parameters[name].detach()).reshape(-1).to(dtype) for name in self.names])
 
     def state_dict(self, theta: Tensor) -> dict[str, Tensor]:
         """Copy the net's state dict with θ in the place of its trainable parameters."""
-        new = {name: part.detach().clone() for name, part in zip(self.names, self.split(theta), strict=True)}
+        parameters = dict(self._net.named_parameters())
+        new = {
+            name: like(part.detach(), parameters[name]).clone()
+            for name, part in zip(self.names, self.split(theta), strict=True)
+        }
         canonical = {id(p): name for name, p in self._net.named_parameters()}
         state = {
             key: value.detach().clone() if isinstance(value, Tensor) else value
@@ -111,13 +118,25 @@ class ParameterLayout:
                 part = torch.zeros(shape, **plain) if "bias" in local else torch.ones(shape, **plain)
             elif "bias" in local:
                 part = torch.zeros(shape, **plain)
-            elif len(shape) >= 2:
-                fan_in = math.prod(shape[1:])
+            elif parameters[name].dim() >= 2:
+                fan_in = math.prod(
+                    shape[1:]
+                )  # twice that of a complex weight, whose parts share its variance
                 part = torch.randn(shape, generator=generator, **plain) * (gain / math.sqrt(fan_in))
             else:
-                part = parameters[name].detach().cpu()
+                part = as_real(parameters[name].detach().cpu())
             parts.append(part.to(torch.float64).reshape(-1))
         return torch.cat(parts)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """View a complex tensor as its real and imaginary parts, along a last dimension of 2; return a real one."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def like(part: Tensor, parameter: Tensor) -> Tensor:
+    """View a part of θ as what stands for a parameter: complex, if that is."""
+    return torch.view_as_complex(part) if parameter.is_complex() else part
 
 
 def aligned(part: Tensor) -> Tensor:
@@ -134,13 +153,15 @@ def as_flat(parts: Sequence[Tensor]) -> Tensor:
 def device_and_dtype(net: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Return where all of a net's parameters are, and in what; refuse a net of several."""
     devices = sorted({str(p.device) for p in net.parameters()})
-    dtypes = sorted({str(p.dtype) for p in net.parameters()})
+    # net.double() leaves complex parameters as they are: those count where there are no others.
+    real = [p.dtype for p in net.parameters() if not p.is_complex()]
+    real = real or [p.dtype.to_real() for p in net.parameters()]
+    dtypes = sorted({str(dtype) for dtype in real})
     if len(devices) != 1 or len(dtypes) != 1:
         raise InvalidInputError(
             f"Expected all of the net's parameters on one device and in one dtype, got {', '.join(devices)} and "
             f"{', '.join(dtypes)}. Call net.to(device, dtype)."
         )
-    first = next(net.parameters())
-    if first.dtype not in {torch.float32, torch.float64}:
-        raise InvalidTypeError(f"Expected a net in float32 or float64, got {first.dtype}. Call net.float().")
-    return first.device, first.dtype
+    if real[0] not in {torch.float32, torch.float64}:
+        raise InvalidTypeError(f"Expected a net in float32 or float64, got {real[0]}. Call net.float().")
+    return next(net.parameters()).device, real[0]

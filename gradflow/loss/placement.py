@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gradflow.errors import InvalidInputError, InvalidTypeError
 from gradflow.loss.data import cast
+from gradflow.loss.parameters import like
 
 #: A dictionary of a module, a name in it, and the tensor that was there.
 Place = tuple[dict[str, Tensor | None], str, Tensor]
@@ -60,7 +62,7 @@ class Placement:
                     continue
                 if id(old) not in new:
                     leaf = by_name.pop(f"{prefix}.{key}" if prefix else key, None)
-                    new[id(old)] = self._frozen(old) if leaf is None else leaf
+                    new[id(old)] = self._frozen(old) if leaf is None else like(leaf, old)
                 self._parameters.append((module._parameters, key, old))
             self._buffers += [(module._buffers, k, b) for k, b in module._buffers.items() if b is not None]
             if module._forward_pre_hooks or isinstance(module, nn.RNNBase):
@@ -77,7 +79,7 @@ class Placement:
         self._put(buffers)
 
     def _frozen(self, parameter: Tensor) -> Tensor:
-        if (parameter.device, parameter.dtype) == (self._device, self._dtype):
+        if not parameter.is_complex() and (parameter.device, parameter.dtype) == (self._device, self._dtype):
             return parameter
         return cast(parameter, self._device, self._dtype)
 
@@ -112,13 +114,27 @@ def _derived(module: nn.Module) -> dict[str, object]:
     }
 
 
+def unwrapped(net: Any) -> Any:
+    """Return the module inside of what only runs it: DataParallel, DistributedDataParallel, torch.compile."""
+    while isinstance(net, nn.Module):
+        if isinstance(net, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            net = net.module
+        elif type(net).__name__ == "OptimizedModule" and isinstance(
+            getattr(net, "_orig_mod", None), nn.Module
+        ):
+            net = net._orig_mod
+        else:
+            break
+    return net
+
+
 def check_replaceable(net: object) -> None:
     """Refuse what isn't a net, or whose parameters can't be replaced: of TorchScript, or copied to several devices."""
     if not isinstance(net, nn.Module):
         raise InvalidTypeError(f"Expected net to be a torch.nn.Module, got {type(net).__name__}.")
-    if isinstance(net, nn.DataParallel):
+    if any(isinstance(m, nn.DataParallel) for m in net.modules()):
         raise InvalidTypeError(
-            "Expected a net without DataParallel, which copies its parameters. Pass net.module."
+            "Expected a net without DataParallel inside, which copies parameters. Pass one that has the module itself."
         )
     if any(isinstance(m, torch.jit.ScriptModule) for m in net.modules()):
         raise InvalidTypeError(

@@ -165,7 +165,7 @@ def test_several_data_sets_of_one_net(generator):
         lambda: total.first(2),
     ):
         with pytest.raises(
-            InvalidInputError, match="one data set; this one is a sum over 2, of 6, 9 samples"
+            InvalidInputError, match="one data set; this one is made of 2, of 6, 9 samples"
         ):
             call()
     with pytest.raises(InvalidInputError, match="batch_size needs a loss with one data set"):
