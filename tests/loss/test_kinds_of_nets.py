@@ -11,7 +11,6 @@ from torch.utils.data import TensorDataset
 
 import gradflow
 from gradflow import LossFunction
-from gradflow.errors import InvalidTypeError
 
 
 def seeded(make):
