@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
 from gradflow.errors import InvalidInputError, InvalidTypeError, UnknownNameError, suggest
-from gradflow.loss import HalfSquaredError, LossFunction
+from gradflow.loss import HalfSquaredError, LossFunction, token_cross_entropy
 from gradflow.problems.datasets import load_data
 from gradflow.problems.networks import make_network
 
@@ -35,17 +35,21 @@ def load(
     Parameters
     ----------
     dataset : str
-        ``digits``; ``chebyshev-K-N`` such as ``chebyshev-3-20``; ``linear-50-50``; ``cifar10``, or ``cifar10-1k``,
-        ``-2k``, ``-5k``, ``-10k``, ``-20k`` for its first training images.
+        ``digits``; ``chebyshev-K-N`` such as ``chebyshev-3-20``; ``linear-50-50``; ``moons``, ``circles``;
+        ``completion-N-R``, an N × N matrix of rank R; ``sort-V-T``, ``copy-V-T``, T of V symbols; ``chars-T``, a text
+        in windows of T characters; ``cifar10``, or ``cifar10-1k``, ``-2k``, ``-5k``, ``-10k``, ``-20k`` for its first
+        training images.
     arch : str
         ``fc-tanh`` (``fc-relu``, ``-gelu``, ``-elu``, ``-hardtanh``, ``-softplus``), also with ``-depthN``;
         ``cnn-tanh``, ``cnn-avgpool-tanh``, ``cnn-bn-tanh`` (or another activation); ``vgg11``, ``vgg11-bn``,
-        ``resnet32``, ``deeplinear``, ``regression``: see :func:`gradflow.problems.networks.make_network`. Networks with
-        batch-norm are in train mode: their statistics are those of each chunk of `batch_size` samples, on the
-        test set too, so the loss is the mean over fixed ghost batches.
+        ``resnet32``, ``resnet20-gn``, ``vit-tiny``, ``deeplinear``, ``deep-linear-D-W-S``, ``regression``; for symbols
+        ``transformer``, ``gpt``, ``lstm``, ``scan``; ``factors`` for matrices: see
+        :func:`gradflow.problems.networks.make_network`. Networks with batch-norm are in train mode: their statistics
+        are those of each chunk of `batch_size` samples, on the test set too, so the loss is the mean over fixed ghost
+        batches.
     loss : {"mse", "ce"}
         ``mse`` is ½‖output − target‖² summed over outputs, with one-hot targets for classes; ``ce`` is
-        cross-entropy. Both are means over samples.
+        cross-entropy, of sequences over all places that count. Both are means.
     seed : int
         Seed of the initial weights. The global generator isn't touched, and the weights are the same on every
         device, and in every dtype but for rounding.
@@ -79,12 +83,17 @@ def load(
     loaded = load_data(dataset, data)
     if loss == "ce" and loaded.n_classes is None:
         raise InvalidInputError(f"The loss ce needs classes; {dataset} has values for targets. Use mse.")
+    if loss == "mse" and loaded.is_of_sequences and bool((loaded.train_targets < 0).any()):
+        raise InvalidInputError(
+            f"In {dataset} not all places count, which the loss mse can't leave out. Use ce."
+        )
     default = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         torch.set_default_dtype(torch.float32)  # the same numbers whatever the default is
         try:
-            net = make_network(arch, loaded.shape, loaded.n_outputs)
+            n_symbols = (loaded.n_symbols or loaded.n_classes) if loaded.is_of_symbols else None
+            net = make_network(arch, loaded.shape, loaded.n_outputs, n_symbols)
         finally:
             torch.set_default_dtype(default)
     net = net.to(device, dtype)
@@ -92,8 +101,9 @@ def load(
     def make(inputs: Tensor, targets: Tensor, **options: Any) -> LossFunction:
         if loaded.n_classes is not None and loss == "mse":
             targets = F.one_hot(targets, loaded.n_classes).to(torch.float64)
-        tensors = TensorDataset(inputs.to(device, dtype), _as_dtype(targets, dtype).to(device))
-        made = LossFunction(tensors, LOSSES[loss](), net, **options)
+        criterion = token_cross_entropy if loss == "ce" and loaded.is_of_sequences else LOSSES[loss]()
+        tensors = TensorDataset(*(_as_dtype(t, dtype).to(device) for t in (inputs, targets)))
+        made = LossFunction(tensors, criterion, net, **options)
         named = made.label(dataset=dataset, arch=arch, loss=loss, seed=seed)
         return named.label(statistics=loaded.statistics) if loaded.statistics else named
 
@@ -117,8 +127,8 @@ def _device(name: torch.device | str) -> torch.device:
     return device
 
 
-def _as_dtype(targets: Tensor, dtype: torch.dtype) -> Tensor:
-    return targets.to(dtype) if targets.is_floating_point() else targets
+def _as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 __all__ = ["LOSSES", "load"]

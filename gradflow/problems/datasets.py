@@ -4,27 +4,41 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from importlib import resources
 
 import numpy as np
 import torch
 
 from gradflow.errors import InvalidInputError, UnknownNameError, suggest
-from gradflow.problems import cifar
+from gradflow.problems import cifar, sequences
 from gradflow.problems.data import Data
 
 #: Names of data sets, for help and for errors.
-NAMES = ("digits", "chebyshev-K-N", "linear-50-50", *cifar.SUBSETS)
+NAMES = (
+    *("digits", "chebyshev-K-N", "linear-50-50", "moons", "circles", "completion-N-R"),
+    *("sort-V-T", "copy-V-T", "chars-T"),
+    *cifar.SUBSETS,
+)
+_NUMBERED: dict[str, tuple[int, Callable[..., Data]]] = {
+    "chebyshev": (2, lambda degree, n: chebyshev(degree, n)),
+    "completion": (2, sequences.completion),
+    "sort": (2, sequences.sort),
+    "copy": (2, sequences.copy),
+    "chars": (1, sequences.chars),
+}
 
 _N_DIGITS_TRAIN = 1437
 
 
 def load_data(name: str, directory: str | os.PathLike[str] | None = None) -> Data:
-    """Load a data set by name: ``digits``, ``chebyshev-K-N``, ``linear-50-50``, ``cifar10`` or ``cifar10-Nk``.
+    """Load a data set by name.
 
     Parameters
     ----------
     name : str
+        ``digits``, ``chebyshev-K-N``, ``linear-50-50``, ``moons``, ``circles``, ``completion-N-R``, ``sort-V-T``,
+        ``copy-V-T``, ``chars-T``, ``cifar10`` or ``cifar10-Nk``; see :mod:`gradflow.problems.sequences`.
     directory : path, optional
         Where the data of CIFAR-10 are.
 
@@ -39,10 +53,14 @@ def load_data(name: str, directory: str | os.PathLike[str] | None = None) -> Dat
     """
     if name == "digits":
         return digits()
-    if match := re.fullmatch(r"chebyshev-(\d+)-(\d+)", name):
-        return chebyshev(int(match[1]), int(match[2]))
-    if name == "linear-50-50":
-        return linear()
+    if match := re.fullmatch(r"([a-z]+)((?:-\d+)+)", name):
+        numbers = [int(number) for number in match[2].split("-")[1:]]
+        n_numbers, make = _NUMBERED.get(match[1], (0, None))
+        if make is not None and len(numbers) == n_numbers:
+            return make(*numbers)
+    plain = {"linear-50-50": linear, "moons": sequences.moons, "circles": sequences.circles}
+    if name in plain:
+        return plain[name]()
     if name in cifar.SUBSETS:
         return cifar.cifar10(name, directory)
     raise UnknownNameError(f"No data set {name!r}; {suggest(name, NAMES)}")

@@ -1,4 +1,4 @@
-"""Named architectures: those of Cohen et al. (2021)."""
+"""Named architectures: those of Cohen et al. (2021), and others."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from itertools import pairwise
 from torch import nn
 
 from gradflow.errors import InvalidInputError, UnknownNameError, suggest
-from gradflow.problems.deep_networks import resnet32, vgg11
+from gradflow.problems.deep_networks import resnet20, resnet32, vgg11
+from gradflow.problems.sequence_networks import FOR_TOKENS, Factors, vision_transformer
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "tanh": nn.Tanh,
@@ -26,17 +27,28 @@ _DEPTH = 2
 _CHANNELS = (32, 32)
 _LINEAR_LAYERS = 20
 
+_DEEP_LINEAR = re.compile(r"deep-linear-(\d+)-(\d+)(?:-(\d+(?:\.\d+)?(?:e-?\d+)?))?")
 _A = "|".join(ACTIVATIONS)
 #: Names of architectures, for help and for errors.
 NAMES = (
     *(f"fc-{a}" for a in ACTIVATIONS),
     *(f"fc-{a}-depthN" for a in ACTIVATIONS),
     *(f"cnn{kind}-{a}" for kind in ("", "-avgpool", "-bn") for a in ACTIVATIONS),
-    *("vgg11", "vgg11-bn", "resnet32", "deeplinear", "regression"),
+    *(
+        "vgg11",
+        "vgg11-bn",
+        "resnet32",
+        "resnet20-gn",
+        "vit-tiny",
+        "deeplinear",
+        "deep-linear-D-W-S",
+        "regression",
+    ),
+    *(*FOR_TOKENS, "factors"),
 )
 
 
-def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
+def make_network(name: str, shape: Sequence[int], n_outputs: int, n_symbols: int | None = None) -> nn.Module:
     """Make a network by name, initialised by torch's global generator.
 
     Parameters
@@ -48,13 +60,21 @@ def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
           activation and max pooling.
         - ``vgg11``, ``vgg11-bn`` (no dropout), ``resnet32`` (the one for CIFAR): see
           :mod:`gradflow.problems.deep_networks`.
-        - ``deeplinear``: 20 linear layers as wide as the input, no biases, Xavier normal.
+        - ``resnet20-gn``: the ResNet of 20 layers with group-norm of 4 groups; ``vit-tiny``: two transformer blocks of
+          width 64 on patches of 4 × 4 pixels.
+        - ``deeplinear``: 20 linear layers as wide as the input, no biases, Xavier normal; ``deep-linear-D-W-S``: D
+          layers of width W, no biases, Gaussian entries of standard deviation S/√fan-in, such as
+          ``deep-linear-3-50-0.1``.
+        - For symbols: ``transformer``, ``gpt`` (causal), ``lstm``, ``scan`` (a selective state space); ``factors`` for
+          matrix completion: see :mod:`gradflow.problems.sequence_networks`.
         - ``regression``: 1-100-1, tanh.
 
         Activations are tanh, relu, gelu, elu, hardtanh and softplus. Initialised as torch does where nothing is said.
     shape : sequence of int
         Shape of one input.
     n_outputs : int
+    n_symbols : int, optional
+        Of inputs that are symbols.
 
     Raises
     ------
@@ -63,6 +83,31 @@ def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
     InvalidInputError
         If the network doesn't fit the data.
     """
+    takes_symbols = name in FOR_TOKENS or name == "factors"
+    if takes_symbols != (n_symbols is not None) and _exists(name):
+        wanted, given = ("values", "symbols") if takes_symbols else ("symbols", "values")
+        raise InvalidInputError(
+            f"The network {name} is for {given}; the data have {wanted}. "
+            + ("Use fc-tanh." if takes_symbols else f"Use {', '.join(FOR_TOKENS)}, or factors for pairs.")
+        )
+    if name in FOR_TOKENS:
+        assert n_symbols is not None
+        return FOR_TOKENS[name](n_symbols, shape[0], n_outputs)
+    if name == "factors":
+        assert n_symbols is not None
+        if tuple(shape) != (2,) or n_outputs != 1:
+            raise InvalidInputError(
+                "The network factors is for pairs of numbers: use it with completion-N-R."
+            )
+        return Factors(n_symbols)
+    if name == "vit-tiny":
+        return vision_transformer(shape, n_outputs)
+    if name == "resnet20-gn":
+        return resnet20(shape, n_outputs)
+    if match := _DEEP_LINEAR.fullmatch(name):
+        return deep_linear_of(
+            math.prod(shape), n_outputs, int(match[1]), int(match[2]), float(match[3] or 1.0)
+        )
     if name == "regression":
         return regression(math.prod(shape), n_outputs)
     if name == "deeplinear":
@@ -82,6 +127,11 @@ def make_network(name: str, shape: Sequence[int], n_outputs: int) -> nn.Module:
             normalized=match[1] == "-bn",
         )
     raise UnknownNameError(f"No architecture {name!r}; {suggest(name, NAMES)}")
+
+
+def _exists(name: str) -> bool:
+    fixed = {n for n in NAMES if not n.endswith(("N", "S"))}
+    return name in fixed or bool(_DEEP_LINEAR.fullmatch(name)) or name.startswith("fc-")
 
 
 def fully_connected(
@@ -129,6 +179,22 @@ def deep_linear(n_inputs: int, n_outputs: int) -> nn.Module:
     for layer in layers:
         nn.init.xavier_normal_(layer.weight)
     return nn.Sequential(*layers)
+
+
+def deep_linear_of(n_inputs: int, n_outputs: int, depth: int, width: int, scale: float) -> nn.Module:
+    """Make `depth` linear layers without biases, Gaussian with standard deviation scale/√fan-in.
+
+    From small weights learning goes from saddle to saddle (Saxe et al. 2014; Jacot et al. 2021).
+    """
+    if depth < 1 or width < 1 or scale <= 0:
+        raise InvalidInputError(
+            f"deep-linear-D-W-S needs D ≥ 1, W ≥ 1 and S > 0, got {depth}, {width}, {scale}."
+        )
+    widths = [n_inputs] + [width] * (depth - 1) + [n_outputs]
+    layers = [nn.Linear(fan_in, fan_out, bias=False) for fan_in, fan_out in pairwise(widths)]
+    for layer in layers:
+        nn.init.normal_(layer.weight, std=scale / math.sqrt(layer.in_features))
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
 def regression(n_inputs: int, n_outputs: int, width: int = 100) -> nn.Module:

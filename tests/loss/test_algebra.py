@@ -164,9 +164,7 @@ def test_several_data_sets_of_one_net(generator):
         lambda: total.subset([0]),
         lambda: total.first(2),
     ):
-        with pytest.raises(
-            InvalidInputError, match="one data set; this one is made of 2, of 6, 9 samples"
-        ):
+        with pytest.raises(InvalidInputError, match="one data set; this one is made of 2, of 6, 9 samples"):
             call()
     with pytest.raises(InvalidInputError, match="batch_size needs a loss with one data set"):
         gradflow.integrate(total, method="sgd", lr=0.1, batch_size=2, max_steps=1)
