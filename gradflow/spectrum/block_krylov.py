@@ -30,7 +30,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
 
     The search space V starts as the given vectors (cold: a random one), and grows by the residual
     H x − λ x of the largest Ritz pair that has not converged, one product at a time; each product is kept.
-    When V is full (4k + 20 vectors), the better half of its Ritz vectors is kept (thick restart, Wu & Simon
+    When V is full (4k + 20 vectors, or fewer where they don't fit in memory), the better half of its Ritz vectors is kept (thick restart, Wu & Simon
     2000). The Rayleigh–Ritz problem is solved in float64.
 
     The sum of the start vectors is multiplied first. If its image shows that they span nothing that is nearly
@@ -46,7 +46,7 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
     There are as many as it takes to see such a vector, by the spectrum that the first vector has shown.
     """
     k, P = problem.k, problem.P
-    space = _SearchSpace(problem, capacity=min(P, 4 * k + 20))
+    space = _SearchSpace(problem, capacity=_capacity(problem))
     cold, put_off = _begin(space, problem)
     while len(space) < k and (space.grow(space.newest_image()) or space.grow(problem.random(1))):
         pass
@@ -81,6 +81,15 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
             pairs, full = space.extract()
             break
     return EigenSolution(pairs, space.improved(full[:, : k + GUARDS]))
+
+
+def _capacity(problem: EigenProblem) -> int:
+    """Return how many vectors a search space may have, each with its image."""
+    k, P = problem.k, problem.P
+    wanted, least = 4 * k + 20, max(2 * k + 6, 2 * SEARCH)  # a restart keeps half, and a search follows
+    if problem.memory is not None:
+        wanted = max(least, min(wanted, problem.memory // (2 * P * problem.operator.dtype.itemsize)))
+    return min(P, wanted)
 
 
 def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
@@ -182,6 +191,8 @@ class _SearchSpace:
     def _reserve(self, n: int) -> None:
         if n > len(self._V):
             size = max(n, min(self._capacity, 2 * len(self._V)))
+            if self._problem.operator.device.type == "cpu":  # which gives memory when it is first written to
+                size = max(n, self._capacity)
             V, HV = self._V.new_empty(2, size, self._problem.P)
             V[: self._n], HV[: self._n] = self._V[: self._n], self._HV[: self._n]
             self._V, self._HV = V, HV

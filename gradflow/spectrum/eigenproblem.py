@@ -28,6 +28,8 @@ class EigenProblem:
         Products after which the solver returns what it has, flagged.
     generator : torch.Generator
         On the CPU, for random vectors.
+    memory : int or None
+        Bytes that the vectors of a search may take, if there are enough for the least that it needs.
     """
 
     operator: SymmetricOperator
@@ -36,6 +38,7 @@ class EigenProblem:
     tol: float
     max_hvps: int
     generator: torch.Generator
+    memory: int | None = None
 
     @property
     def P(self) -> int:

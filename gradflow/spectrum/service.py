@@ -214,8 +214,10 @@ class SpectrumService:
             solver = BACKENDS["dense"]
         max_hvps = 100 + 60 * k if self._max_hvps is None else self._max_hvps
         signed = operator if end == "top" else Negated(operator)
+        of = self._target if self._target is not None else getattr(operator, "source", None)
+        memory = getattr(of, "memory_budget", None)
         with torch.no_grad():
-            solution = solver(EigenProblem(signed, k, basis, tol, max_hvps, self._generator))
+            solution = solver(EigenProblem(signed, k, basis, tol, max_hvps, self._generator, memory))
         pairs = solution.pairs
         if end == "bottom":
             pairs = Eigenpairs(
