@@ -30,8 +30,8 @@ def block_krylov(problem: EigenProblem) -> EigenSolution:
 
     The search space V starts as the given vectors (cold: a random one), and grows by the residual
     H x − λ x of the largest Ritz pair that has not converged, one product at a time; each product is kept.
-    When V is full (4k + 20 vectors, or fewer where they don't fit in memory), the better half of its Ritz vectors is kept (thick restart, Wu & Simon
-    2000). The Rayleigh–Ritz problem is solved in float64.
+    When V is full (4k + 20 vectors, or fewer where they don't fit in memory), the better half of its Ritz vectors
+    is kept (thick restart, Wu & Simon 2000). The Rayleigh–Ritz problem is solved in float64.
 
     The sum of the start vectors is multiplied first. If its image shows that they span nothing that is nearly
     invariant, the others are not worth a product each, and V grows from that sum as in the Lanczos method.
