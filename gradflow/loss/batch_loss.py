@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -13,6 +14,7 @@ from gradflow.errors import CriterionError, InvalidInputError, InvalidTypeError
 from gradflow.loss.accuracy import Tally
 from gradflow.loss.batch_probe import BatchProbe
 from gradflow.loss.batches import as_data
+from gradflow.loss.capture import Compile
 from gradflow.loss.check import LEVELS, CheckLevel
 from gradflow.loss.data_loss import DataLoss, Mode
 from gradflow.loss.difference import Products
@@ -22,6 +24,9 @@ from gradflow.loss.trees import map_tensors
 
 #: Of a net and a batch.
 BatchFunction = Callable[[nn.Module, Any], Any]
+
+#: Weights that were computed in another dtype, or in another order, agree to this.
+_WEIGHTS_AGREE = 1e-5
 
 #: The metric that is the accuracy of the loss.
 ACCURACY = "train_accuracy"
@@ -39,7 +44,7 @@ class BatchLoss(DataLoss):
     kind : {"samples", "sum", "mean"}
         What it returns.
     needs_grad : bool
-        It differentiates by itself, so that it can't be evaluated without gradients.
+        It differentiates by itself, so that it can't be evaluated without gradients, nor with weights that have none.
     metrics : dict of str to callable
         As given, without the accuracy.
     """
@@ -61,8 +66,13 @@ class BatchLoss(DataLoss):
         mode: Mode | None = None,
         hvp: Products = "exact",
         check: CheckLevel | None = "full",
+        compile: Compile = "auto",
         **dataloader_kwargs: Any,
     ) -> None:
+        if compile is True:
+            raise InvalidInputError(
+                "compile=True is for a criterion; functions of net and batch aren't captured."
+            )
         if check is not None and check not in LEVELS:
             raise InvalidInputError(f'Expected check as "full", "fast" or None, got {check!r}.')
         _check_functions(net, loss_fn, weight, metrics)
@@ -71,6 +81,7 @@ class BatchLoss(DataLoss):
         self.weight = weight
         named = dict(metrics or {})
         self._accuracy = named.pop(ACCURACY, None)
+        self._differentiating: set[BatchFunction] = set()  # of the metrics
         self.classifies = self._accuracy is not None
         self.metrics = named
         super().__init__(data, net, mode=mode, hvp=hvp, memory_budget=memory_budget, allow_tf32=allow_tf32)
@@ -123,10 +134,34 @@ class BatchLoss(DataLoss):
 
     def _call(self, function: BatchFunction, chunk: Any) -> Any:
         self.renew_buffers()
-        # Other tensors of the same numbers: the function may ask for gradients with respect to them.
-        batch = map_tensors(Tensor.clone if self.writes_inputs else Tensor.detach, chunk)
+        # Copies: what a function writes to its batch, or asks of its tensors, stays with it.
         with torch.enable_grad() if self.needs_grad else nullcontext():
-            return function(self.net, batch)
+            return function(self.net, map_tensors(lambda t: t.detach().clone(), chunk))
+
+    def _metric(self, name: str, function: BatchFunction, chunk: Any) -> Result:
+        """Return what a metric computes of a chunk; it may differentiate by itself."""
+        differentiates = function in self._differentiating
+        try:
+            with torch.set_grad_enabled(differentiates):
+                return read(self._call(function, chunk), name)
+        except RuntimeError:
+            if differentiates:
+                raise
+            with torch.enable_grad():
+                found = read(self._call(function, chunk), name)
+            self._differentiating.add(function)
+            return found
+
+    def placed(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the leaves, or the same with gradients, which a function that differentiates may ask for."""
+        if not self.needs_grad:
+            return leaves
+        return [leaf if leaf.requires_grad else leaf.detach().requires_grad_() for leaf in leaves]
+
+    @property
+    def counts_without_weight(self) -> bool:  # type: ignore[override]
+        """Sums enter whatever their weights are."""
+        return self.kind != "mean"
 
     def share(self, chunk: Any, d: float, total: float, tally: Tally | None) -> Tensor:
         """Return the share of the loss that a chunk has, a scalar, with the leaves that are in place."""
@@ -135,20 +170,22 @@ class BatchLoss(DataLoss):
             raise CriterionError(
                 f"loss_fn returned other things when the loss was made ({self.kind}) than now ({result.kind})."
             )
-        if result.kind != "mean" and d == total and isinstance(self, MiniBatch):
-            d = total = result.weight  # not known before
-        if result.kind != "mean" and result.weight != d:
-            raise CriterionError(
-                f"loss_fn weighs a batch by {result.weight:g}, and weighed it by {d:g} when the loss was made. What "
-                "a sum is divided by must not depend on θ."
-            )
+        d, total = self.weights_of(result, d, total)
         if tally is not None and self._accuracy is not None:
-            with torch.no_grad():
-                found = read(self._call(self._accuracy, chunk), ACCURACY)
+            found = self._metric(ACCURACY, self._accuracy, chunk)
             weight = d if found.kind == "mean" else found.weight
             tally.add_share(found.mean(weight) if weight else found.value, weight)
         assert self._placement is not None
         return result.share(d, total).to(self._placement.leaves[0].dtype)
+
+    def weights_of(self, result: Result, d: float, total: float) -> tuple[float, float]:
+        """Return the weight of a chunk and that of all; refuse one that has changed since the loss was made."""
+        if result.kind != "mean" and not math.isclose(result.weight, d, rel_tol=_WEIGHTS_AGREE):
+            raise CriterionError(
+                f"loss_fn weighs a batch by {result.weight:g}, and weighed it by {d:g} when the loss was made. What "
+                "a sum is divided by must not depend on θ."
+            )
+        return d, total
 
     def value_on(self, chunk: Any) -> Tensor:
         """Return the mean over a chunk, with the leaves that are in place."""
@@ -184,18 +221,22 @@ class BatchLoss(DataLoss):
         self.check_theta(theta)
         sums = {name: [0.0, 0.0] for name in self.metrics}
         chunks, denominators = self.chunks(theta)
-        with self.settings(theta), torch.no_grad(), self.in_place(self.leaves(theta.detach())):
+        with self.settings(theta), self.in_place(self.leaves(theta.detach())):
             for chunk, d in zip(chunks, denominators, strict=True):
                 for name, function in self.metrics.items():
-                    found = read(self._call(function, chunk), name)
+                    found = self._metric(name, function, chunk)
                     weight = d if found.kind == "mean" else found.weight
-                    sums[name][0] += float(found.value) * (weight if found.kind == "mean" else 1.0)
+                    sums[name][0] += float(found.value.detach()) * (weight if found.kind == "mean" else 1.0)
                     sums[name][1] += weight
         return {name: total / weight if weight else torch.nan for name, (total, weight) in sums.items()}
 
 
 class MiniBatchOfBatches(MiniBatch, BatchLoss):
     """The loss of a function over some items of its data."""
+
+    def weights_of(self, result: Result, d: float, total: float) -> tuple[float, float]:
+        """Return the weight of a chunk and that of all; those of the only chunk aren't known before."""
+        return (result.weight, result.weight) if result.kind != "mean" and d == total else (d, total)
 
 
 def own_loss(net: nn.Module, batch: Any) -> Any:

@@ -17,6 +17,7 @@ from gradflow.loss.modes import normalizes_batches
 from gradflow.loss.probe import SAMPLES, Probe
 from gradflow.loss.results import Result, weighted_mean
 from gradflow.loss.second_derivatives import graph_nodes
+from gradflow.loss.trees import tensors_of
 
 if TYPE_CHECKING:
     from gradflow.loss.batch_loss import BatchLoss
@@ -51,18 +52,23 @@ class BatchProbe(Probe):
     def evaluate(self, chunk: Any) -> Result:
         """Return what the function computes, without gradients unless it needs them."""
         loss = self._loss
-        with torch.no_grad():
-            try:
+        try:
+            with torch.no_grad():
                 return loss.result(chunk)
-            except RuntimeError as error:
-                if loss.needs_grad:
-                    raise
-                loss.needs_grad = True
-                try:
+        except RuntimeError as error:
+            if loss.needs_grad:
+                raise
+            loss.needs_grad = True
+            try:
+                with loss.in_place(loss.leaves(loss.layout.flatten())):
                     return loss.result(chunk)
-                except Exception:
-                    loss.needs_grad = False
-                    raise error from None
+            except Exception:
+                loss.needs_grad = False
+                if "does not require grad" in str(error):
+                    error.add_note(
+                        "To differentiate by a tensor of the batch, call requires_grad_() on it in loss_fn first."
+                    )
+                raise error from None
 
     def find(self) -> None:
         """Put what is found into the loss."""
@@ -76,6 +82,11 @@ class BatchProbe(Probe):
                 f"weight= is for a loss_fn that returns a mean; this one returns "
                 f"{'one loss per sample' if loss.kind == 'samples' else 'a sum with its own weight'}. Leave it out."
             )
+        if data.of_batches and found.kind == "samples" and found.weight == 1 and _is_of_several(data.head(1)):
+            raise CriterionError(
+                "loss_fn returned one number in a tensor of shape (1,) for a batch of several samples. Return a scalar "
+                "if it is their mean, and pass weight=; or one loss per sample."
+            )
         self._refuse_parameters_outside()
         loss.recomputes = self._finds_recomputation()
         loss.graph_bytes_per_sample = self._measure_graph()
@@ -86,8 +97,15 @@ class BatchProbe(Probe):
         first, second = data.rows(rows), data.rows(rows)
         one, two = ([self._watched(each).value.detach()] for each in (first, second))
         self._refuse_differing(first, second, one, two)
+        if data.of_batches:  # each is of its own kind
+            for batch in data.host_chunks():
+                self._watched(batch)
         with torch.no_grad():
             loss.denominators = self._weigh(rows)
+        if not sum(loss.denominators) > 0:
+            raise CriterionError(
+                "The weights of all batches are 0: there is nothing that the loss is a mean of."
+            )
 
     def _few(self, n: int) -> int:
         """Return on how many samples to try something: on one batch, where items are batches."""
@@ -259,6 +277,10 @@ class _Weight:
 
     def __call__(self, batch: Any) -> float:
         return self._weigh(batch, 0)
+
+
+def _is_of_several(batch: Any) -> bool:
+    return any(t.dim() > 0 and len(t) > 1 for t in tensors_of(batch))
 
 
 def _halves(n: int) -> list[int]:

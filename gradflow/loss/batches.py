@@ -64,26 +64,33 @@ def of_loader(
     own = {"collate_fn": loader.collate_fn, "num_workers": loader.num_workers}
     if loader.worker_init_fn is not None:
         own["worker_init_fn"] = loader.worker_init_fn
-    return loader.dataset, loader.batch_size if batch_size is None else batch_size, own | options
+    size = loader.batch_size if loader.batch_sampler is None else loader.batch_sampler.batch_size
+    return loader.dataset, size if batch_size is None else batch_size, own | options
 
 
 def _check_order(loader: Any) -> None:
     """Refuse a loader whose batches aren't those of the whole data set, whatever the order."""
     if isinstance(loader.dataset, IterableDataset):
         raise InvalidTypeError(f"Expected a loader of a map-style data set, got one of a stream. {_LIST}")
-    sampler = loader.sampler
+    if type(loader).__iter__ is not DataLoader.__iter__:
+        raise InvalidInputError(
+            f"A {type(loader).__name__} makes its batches by itself, which can't be read again in parts. {_LIST}"
+        )
+    batches = loader.batch_sampler
+    sampler, drops = (loader.sampler, False) if batches is None else (batches, True)
+    if type(batches) is BatchSampler:
+        sampler, drops = batches.sampler, batches.drop_last
     plain = type(sampler) is SequentialSampler or (
         type(sampler) is RandomSampler
         and not sampler.replacement
         and sampler.num_samples == len(loader.dataset)
     )
-    if not plain or type(loader.batch_sampler) not in {BatchSampler, type(None)}:
-        chosen = loader.batch_sampler if plain else sampler
+    if not plain:
         raise InvalidInputError(
-            f"The loader chooses samples by a {type(chosen).__name__}, and the loss is over the whole data set, in its "
-            f"order. Pass the data set (a torch.utils.data.Subset of it). {_LIST}"
+            f"The loader chooses samples by a {type(sampler).__name__}, and the loss is over the whole data set, in "
+            f"its order. Pass the data set (a torch.utils.data.Subset of it). {_LIST}"
         )
-    if loader.drop_last and loader.batch_size and len(loader.dataset) % loader.batch_size:
+    if drops and len(loader.dataset) % batches.batch_size:
         raise InvalidInputError(
             "The loader drops the last batch, and the loss is over the whole data set. Pass drop_last=False, or a "
             "torch.utils.data.Subset of what is meant."

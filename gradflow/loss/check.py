@@ -237,11 +237,15 @@ def _samples(network: DataLoss, theta: Tensor, eps: float) -> Finding:
     limit = math.sqrt(eps)
     rows = network.data.spread(min(CHECKED_SAMPLES, network.data.n_samples))
     rows = rows[: len(rows) // 2 * 2]
+    if network.data.of_batches:
+        return Finding(
+            "samples", math.nan, limit, "Not looked at: the data are batches, evaluated as they are."
+        )
     if len(rows) < 4 or normalizes_batches(network.net):
         why = "batch-norm is in train mode" if len(rows) >= 4 else "it takes four samples"
         return Finding("samples", math.nan, limit, f"Not looked at: {why}.")
     chunks = [move(network.data.rows(part), theta.device, theta.dtype) for part in (rows, *rows.split(2))]
-    if not _in_order(*chunks):
+    if len({len(tensors_of(chunk)) for chunk in chunks}) > 1 or not _in_order(*chunks):
         return Finding("samples", math.nan, limit, "Not looked at: collating puts samples in another order.")
     try:
         found = [network.per_sample(theta, chunk) for chunk in chunks]
@@ -253,6 +257,10 @@ def _samples(network: DataLoss, theta: Tensor, eps: float) -> Finding:
     if len(known) < len(found):
         return Finding("samples", math.nan, limit, "Not looked at: the loss gives nothing for each sample.")
     whole, *parts = known
+    if not hasattr(network, "criterion") and len(whole) != len(rows):
+        return Finding(
+            "samples", math.nan, limit, "Not looked at: the loss gives not one number for each sample."
+        )
     value = _difference(whole, parts)
     if not value > limit:
         return Finding("samples", value, limit)

@@ -20,7 +20,7 @@ class Combination(LossFunction):
     """A loss that is computed from others of the same θ.
 
     Accuracy, metrics, ``n_samples``, ``n_outputs``, ``stiff_dim`` and the net's weights are those of the first of them
-    that has data. Mini-batches take rows of the one that has data, and all of the others.
+    that has data. Mini-batches take rows of the data set, if there is one, and all of the terms without data.
 
     Parameters
     ----------
@@ -81,8 +81,8 @@ class Combination(LossFunction):
     # ------------------------------------------------------------------ parts of the data
 
     def check_rows(self, what: str) -> None:
-        """Refuse `what` unless one term has data."""
-        if len(self._with_data) > 1:
+        """Refuse `what` unless there is one data set."""
+        if len({id(part.data_term.data.dataset) for part in self._with_data if part.data_term}) > 1:
             sizes = ", ".join(str(part.n_samples) for part in self._with_data)
             raise InvalidInputError(
                 f"{what} needs a loss with one data set; this one is made of {len(self._with_data)}, of {sizes} "
@@ -93,19 +93,19 @@ class Combination(LossFunction):
     def subset(self, rows: Sequence[int]) -> Self:
         """Return the combination with some samples of the data, by their numbers, and all else as it is."""
         self.check_rows("subset()")
-        return self._with_leading(self._leading.subset(rows))
+        return self._with_rows({id(part): part.subset(rows) for part in self._with_data})
 
     def minibatch(self, rows: Tensor) -> Self:
         """Return it with a mini-batch of the data, by numbers of shape (b,), int64, and all else as it is."""
         self.check_rows("minibatch()")
-        return self._with_leading(self._leading.minibatch(rows))
+        return self._with_rows({id(part): part.minibatch(rows) for part in self._with_data})
 
     def on_few_samples(self, n: int) -> Self:
         """Return the combination with each of its terms on at most n samples."""
         return self.of([part.on_few_samples(n) for part in self.losses])
 
-    def _with_leading(self, new: LossFunction) -> Self:
-        made = self.of([new if part is self._leading else part for part in self.losses])
+    def _with_rows(self, new: dict[int, LossFunction]) -> Self:
+        made = self.of([new.get(id(part), part) for part in self.losses])
         made._labels = dict(self._labels)
         return made
 

@@ -8,7 +8,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from gradflow.errors import CriterionError, InvalidTypeError
+from gradflow.errors import CriterionError, InexactDerivativeError, InvalidTypeError
+from gradflow.loss.check import examine
 from gradflow.loss.combination import Combination
 from gradflow.loss.function import Evaluation, LossFunction, as_loss
 from gradflow.loss.linearization import Count, Linearization, ThirdDerivative
@@ -37,7 +38,9 @@ def compose(function: Smooth, *losses: LossFunction | Callable[[Tensor], Tensor]
     Raises
     ------
     CriterionError
-        If the function's value is no scalar, or can't be differentiated.
+        If the function's value is no scalar, or doesn't depend on the losses through torch.
+    InexactDerivativeError
+        If the derivatives aren't those of the function: it detaches, or leaves torch.
 
     Examples
     --------
@@ -54,7 +57,12 @@ def compose(function: Smooth, *losses: LossFunction | Callable[[Tensor], Tensor]
         raise InvalidTypeError(f"Expected a function of losses first, got {type(function).__name__}.")
     if not losses:
         raise InvalidTypeError("Expected at least one loss after the function: compose(torch.sqrt, loss).")
-    return Composition(function, [as_loss(loss) for loss in losses])
+    made = Composition(function, [as_loss(loss) for loss in losses])
+    if made.data_term is not None:  # a callable has no θ to look at
+        for finding in examine(made, made.parameters(), "full"):
+            if finding.name in {"loss", "gradient"} and not finding.passed:
+                raise InexactDerivativeError(finding.message)
+    return made
 
 
 class Composition(Combination):
@@ -95,6 +103,12 @@ class Composition(Combination):
 
     def derivatives(self, values: Tensor, order: int) -> list[Tensor]:
         """Return the derivatives of g at values, shape (n,), up to an order: of shapes (n,), (n, n), (n, n, n)."""
+        with torch.enable_grad():
+            if not self.at(values.detach().clone().requires_grad_()).requires_grad:
+                raise CriterionError(
+                    "The function of losses doesn't depend on them through differentiable torch functions. Don't leave "
+                    "torch (float(), item(), numpy)."
+                )
         found, function = [], self.at
         for _ in range(order):
             function = torch.func.jacrev(function)

@@ -62,7 +62,7 @@ def token_cross_entropy(
     return F.cross_entropy(
         output.movedim(-1, 1),
         target,
-        weight,
+        None if weight is None else weight.to(output),
         ignore_index=ignore_index,
         reduction=reduction,
         label_smoothing=label_smoothing,

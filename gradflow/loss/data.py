@@ -165,7 +165,9 @@ class ChunkedData:
         """Return all tensors, or those of at most n items where they would have to be read one by one."""
         if self._is_tensors:
             return tuple(self.dataset.tensors)
-        return tuple(tensors_of(self.head(min(n, self.n_samples), spread=True)))
+        rows = self.spread(min(n, self.n_samples))
+        chunks = [self.rows(row) for row in rows.split(1)] if self.of_batches else [self.rows(rows)]
+        return tuple(t for chunk in chunks for t in tensors_of(chunk))
 
     def subset(self, rows: Sequence[int]) -> Dataset[Any]:
         """Return the data set of some items."""
@@ -215,4 +217,4 @@ def add_to_hash(digest: Any, tensors: Iterable[Tensor]) -> None:
     """Add tensors, their dtypes and their shapes to a hash."""
     for tensor in tensors:
         digest.update(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().data)
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

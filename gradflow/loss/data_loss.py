@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gradflow.checks import check_count
-from gradflow.errors import InvalidInputError
+from gradflow.errors import CheckWarning, InvalidInputError
 from gradflow.loss.accuracy import Tally
 from gradflow.loss.check import CheckLevel, CheckReport, enforce, examine
 from gradflow.loss.data import ChunkedData, add_to_hash, default_memory_budget
@@ -32,6 +33,8 @@ Mode = Literal["eval", "train"]
 _HASHED_SAMPLES = 256
 # Samples × parameters up to which calls cost more than arithmetic, so that batched products are faster.
 _CALL_BOUND = 2**20
+# Estimated error of products by differences that is worth a warning.
+_COARSE_PRODUCTS = 1e-2
 # Bytes of the graph of H·u over those of the gradient's graph.
 _GRAPH_OF_PRODUCT = 2.5
 
@@ -71,6 +74,8 @@ class DataLoss(TermLoss):
     memory_budget: int
     denominators: list[float]
     graph_bytes_per_sample: int
+    #: A chunk of denominator 0 may have a share that isn't 0.
+    counts_without_weight = False
 
     def __init__(
         self,
@@ -125,6 +130,13 @@ class DataLoss(TermLoss):
             self.by_difference = True
             self.second = SecondDerivatives()
             self._product_error = relative_error(self, self.layout.flatten())
+            if self._product_error > _COARSE_PRODUCTS:
+                warnings.warn(
+                    f"Differences of gradients over two distances differ by {self._product_error:.1e} of the product: "
+                    "the loss changes on smaller scales than they see. Use a net in float64.",
+                    CheckWarning,
+                    stacklevel=4,
+                )
 
     # ------------------------------------------------------------------ what a kind of loss says
 
@@ -232,7 +244,7 @@ class DataLoss(TermLoss):
         chunks, denominators = self.chunks(theta)
         total = sum(denominators)
         for chunk, d in zip(chunks, denominators, strict=True):
-            if d > 0 or total == 0:
+            if d > 0 or total == 0 or self.counts_without_weight:
                 yield self._term(chunk, d, total, tally)
 
     def chunks(self, theta: Tensor) -> tuple[Iterable[Any], Sequence[float]]:
@@ -283,12 +295,18 @@ class DataLoss(TermLoss):
         """Put the leaves into the net, for evaluation and differentiation; it comes back as it was."""
         outer = self._placement
         with self.in_mode():
-            self._placement = placement = Placement(self.net, self.names, leaves, recomputes=self.recomputes)
+            placed = self.placed(leaves)
+            self._placement = placement = Placement(self.net, self.names, placed, recomputes=self.recomputes)
+            placement.leaves = leaves
             try:
                 yield
             finally:
                 placement.take_out()
                 self._placement = outer
+
+    def placed(self, leaves: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return what is to stand in the net for some leaves."""
+        return leaves
 
     @contextmanager
     def in_mode(self) -> Iterator[None]:
@@ -296,15 +314,16 @@ class DataLoss(TermLoss):
 
         Embeddings with sparse gradients have dense ones meanwhile, of the same numbers.
         """
-        others = [(m, m.training) for m, mode in self._modes if m.training != mode] if self._mode else []
-        for module, training in others:
-            module.training = not training
+        before = [m.training for m, _ in self._modes]
+        if self._mode is not None:
+            for module, training in self._modes:
+                module.training = training
         for module in self._sparse:
             module.sparse = False
         try:
             yield
         finally:
-            for module, training in others:
+            for (module, _), training in zip(self._modes, before, strict=True):
                 module.training = training
             for module in self._sparse:
                 module.sparse = True

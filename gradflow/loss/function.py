@@ -542,7 +542,7 @@ def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> type[LossFunction]
     from gradflow.loss.network import NetworkLoss
 
     has_criterion = len(args) > 1 or kwargs.get("criterion") is not None
-    if has_criterion and "loss_fn" in kwargs:
+    if has_criterion and kwargs.get("loss_fn") is not None:
         raise InvalidTypeError(
             "Expected a criterion of output and target, or loss_fn=, a function of net and batch; got both."
         )
@@ -555,7 +555,14 @@ def kind_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> type[LossFunction]
             "LossFunction(dataset, loss_fn=f, net=net) for a function f(net, batch), or LossFunction(dataset, net=net) "
             "for a net that returns its loss."
         )
-    return NetworkLoss if has_criterion else BatchLoss
+    if not has_criterion:
+        return BatchLoss
+    for name in ("loss_fn", "weight", "metrics"):
+        if kwargs.get(name) is not None:
+            raise InvalidTypeError(
+                f"{name}= goes with a function of net and batch: LossFunction(dataset, loss_fn=f, net=net, {name}=…)."
+            )
+    return NetworkLoss
 
 
 #: A loss as a caller may give it.

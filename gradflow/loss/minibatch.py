@@ -37,7 +37,8 @@ class MiniBatch(DataLoss):
     def chunks(self, theta: Tensor) -> tuple[Sequence[Any], Sequence[float]]:
         """Return the chunks, and how much each has of what the loss averages over; usually there is one."""
         # Where all samples are one chunk, so is a mini-batch that takes some of them twice.
-        parts = self.rows.split(self.data.chunk_size) if self.data.n_chunks > 1 else [self.rows]
+        whole = self.data.n_chunks == 1 and not self.data.of_batches
+        parts = [self.rows] if whole else self.rows.split(self.data.chunk_size)
         chunks = [move(self.data.rows(part), theta.device, theta.dtype) for part in parts]
         if len(chunks) == 1:
             return chunks, [float(len(self.rows))]

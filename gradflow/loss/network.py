@@ -55,6 +55,8 @@ class NetworkLoss(DataLoss):
         compile: Compile = "auto",
         **dataloader_kwargs: Any,
     ) -> None:
+        for name in ("loss_fn", "weight", "metrics"):  # None, or the kind would be another
+            dataloader_kwargs.pop(name, None)
         if compile not in {"auto", True, False}:
             raise InvalidInputError(f'Expected compile as "auto", True or False, got {compile!r}.')
         if check is not None and check not in LEVELS:

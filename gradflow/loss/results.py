@@ -75,7 +75,7 @@ def read(returned: Any, what: str = "loss_fn") -> Result:
                 "model computes its loss if the batch has labels."
             )
         return read(found, what)
-    if isinstance(returned, tuple | list) and len(returned) == 2:
+    if isinstance(returned, tuple | list) and len(returned) == 2 and not _is_loss_and_outputs(returned):
         total, weight = returned
         value = _checked(total, what)
         if value.dim() > 0:
@@ -92,6 +92,11 @@ def read(returned: Any, what: str = "loss_fn") -> Result:
     if value.dim() == 1:
         return Result("samples", value.sum(), float(len(value)), value)
     raise CriterionError(f"{what} returned shape {tuple(value.shape)}. Return {_FORMS}.")
+
+
+def _is_loss_and_outputs(pair: Any) -> bool:
+    """Whether a pair is a loss with the outputs that it came from, which isn't a sum with a weight."""
+    return isinstance(pair[1], Tensor) and pair[1].numel() != 1
 
 
 def number(value: Any, what: str) -> float:
@@ -124,4 +129,4 @@ def _named(value: Any) -> str:
 def weighted_mean(results: list[tuple[Result, float]]) -> Tensor:
     """Return the mean over several batches, shape (), from what was computed of each, and their weights."""
     total = sum(d for _, d in results)
-    return torch.stack([result.share(d, total) for result, d in results if d > 0]).sum()
+    return torch.stack([r.share(d, total) for r, d in results if d > 0 or r.kind != "mean"]).sum()

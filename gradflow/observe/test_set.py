@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from gradflow.loss import LossFunction
 from gradflow.observe.base import Observer
+from gradflow.observe.metrics import check_metrics, on_test_set
 from gradflow.observe.point import ObservedPoint
 from gradflow.variable import Variable
 
@@ -28,6 +29,8 @@ class TestSet(Observer):
 
     def __post_init__(self) -> None:
         metrics = {} if self.loss is None else self.loss.metrics
+        if self.loss is not None:
+            check_metrics(self.loss)
         self.variables = dict(type(self).variables) | {  # type: ignore[misc]
             on_test_set(name): Variable(
                 long_name=f"{on_test_set(name).replace('_', ' ')}, mean over the test set"
@@ -42,8 +45,3 @@ class TestSet(Observer):
         loss, accuracy = self.loss.evaluate(point.theta)
         measured = {on_test_set(name): value for name, value in self.loss.measure(point.theta).items()}
         return {"test_loss": loss, "test_accuracy": accuracy} | measured
-
-
-def on_test_set(name: str) -> str:
-    """Return the name of a metric on the test set: "train_f1" is "test_f1" there."""
-    return f"test_{name.removeprefix('train_')}"

@@ -147,6 +147,11 @@ class Graph:
     def keys(self):
         return list(self.tensors)
 
+    def clone(self):
+        raise NotImplementedError
+
+    pin_memory = clone
+
     def apply(self, function):
         self.tensors = {name: function(t) for name, t in self.tensors.items()}
         return self
@@ -505,3 +510,201 @@ def test_a_net_that_trains_is_measured_in_eval_mode():
         assert loss.check().passed
         assert loss.minibatch(torch.tensor([0, 1]))(theta).isfinite()
     assert int(net[1].num_batches_tracked) == 0
+
+
+# ---------------------------------------------------------------------- what was silent once
+
+
+def test_what_a_function_does_to_its_batch_stays_with_it():
+    given = X.clone()
+
+    def doubling(net, batch):
+        batch["x"].mul_(2)
+        return mean(net, batch)
+
+    def halving(net, batch):
+        batch["x"].mul_(0.5).requires_grad_()
+        return mean(net, batch)
+
+    loss = LossFunction({"x": given, "y": Y}, loss_fn=doubling, net=mlp(), metrics={"halved": halving})
+    theta = loss.parameters()
+    for _ in range(2):
+        torch.testing.assert_close(loss(theta), mean(loss.net, {"x": 2 * X, "y": Y}).detach())
+        assert loss.measure(theta)["halved"] == pytest.approx(
+            float(mean(loss.net, {"x": X / 2, "y": Y}).detach())
+        )
+    assert torch.equal(given, X)
+    assert not given.requires_grad
+
+
+def test_sums_count_whatever_their_weights_are():
+    mask = torch.ones(N, dtype=DOUBLE)
+    mask[8:12] = 0
+
+    def masked(net, batch):
+        total = (each(net, batch) * batch["m"]).sum() + 0.5 * net(batch["x"]).square().sum()
+        return total, batch["m"].sum()
+
+    def whole(net):
+        total, weight = masked(net, {**WHOLE, "m": mask})
+        return total / weight
+
+    for batch_size in (None, 4):
+        loss = LossFunction(Items(x=X, y=Y, m=mask), loss_fn=masked, net=mlp(), batch_size=batch_size)
+        assert_is(loss, whole)
+    with pytest.raises(CriterionError, match="weights of all batches are 0"):
+        LossFunction({**WHOLE, "m": 0 * mask}, loss_fn=masked, net=mlp())
+
+
+def test_weights_that_are_sums_agree_in_another_dtype():
+    weights = rand(N, seed=5).abs().float()
+
+    def weighted(net, batch):
+        return (each(net, batch) * batch["w"]).sum(), batch["w"].sum()
+
+    loss = LossFunction(Items(x=X.float(), y=Y, w=weights), loss_fn=weighted, net=mlp().float(), batch_size=7)
+    theta = loss.parameters()
+    assert float(loss(theta.double())) == pytest.approx(float(loss(theta)), rel=1e-5)
+
+
+def test_samplers_inside_of_batch_samplers_are_seen():
+    from torch.utils.data import BatchSampler, SequentialSampler
+
+    data = Items(x=X, y=Y)
+    for sampler in (SubsetRandomSampler([1, 2, 3]), WeightedRandomSampler(torch.ones(N), N)):
+        with pytest.raises(InvalidInputError, match=type(sampler).__name__):
+            LossFunction(
+                DataLoader(data, batch_sampler=BatchSampler(sampler, 2, False)), loss_fn=mean, net=mlp()
+            )
+    chosen = BatchSampler(SequentialSampler(data), 7, True)
+    with pytest.raises(InvalidInputError, match="drops the last batch"):
+        LossFunction(DataLoader(data, batch_sampler=chosen), loss_fn=mean, net=mlp())
+    kept = BatchSampler(SequentialSampler(data), 7, False)
+    assert LossFunction(DataLoader(data, batch_sampler=kept), loss_fn=mean, net=mlp()).data.chunk_size == 7
+
+    class Tripling(DataLoader):
+        def __iter__(self):
+            return ({"x": 3 * batch["x"], "y": batch["y"]} for batch in super().__iter__())
+
+    with pytest.raises(InvalidInputError, match="Tripling makes its batches by itself"):
+        LossFunction(Tripling(data, batch_size=5), loss_fn=mean, net=mlp())
+
+
+@pytest.mark.parametrize("names", [["loss"], ["params"], ["time"], ["a", "train_a"]])
+def test_metrics_take_no_names_that_are_taken(names):
+    loss = LossFunction(WHOLE, loss_fn=mean, net=mlp(), metrics=dict.fromkeys(names, mean))
+    with pytest.raises(InvalidInputError, match="Rename"):
+        gradflow.integrate(loss, t_max=0.1)
+
+
+def test_many_batches(tmp_path):
+    batches = [{"x": X[i : i + 4], "y": Y[i : i + 4]} for i in range(0, N, 4)]
+    loss = LossFunction(batches, loss_fn=each, net=mlp())
+    assert_is(loss, lambda net: mean(net, WHOLE))
+    assert loss.fingerprint() != LossFunction(batches[::-1], loss_fn=each, net=mlp()).fingerprint()
+    run = gradflow.integrate(loss, method="sgd", lr=0.1, batch_size=2, max_steps=4, out=tmp_path / "run.nc")
+    assert int(run.step[-1]) == 4
+    theta = loss.parameters()
+    twice = loss.minibatch(torch.tensor([0, 0, 3]))(theta)
+    parts = [float(mean(loss.net, batches[i]).detach()) for i in (0, 0, 3)]
+    assert float(twice) == pytest.approx(sum(parts) / 3)
+    assert LossFunction(DataLoader(batches, batch_size=None), loss_fn=each, net=mlp()).n_samples == 6
+    drops = nn.Dropout(0.5)
+
+    def sometimes(net, batch):
+        return each(net, batch) if len(batch["x"]) > 3 else each(net, {**batch, "x": drops(batch["x"])})
+
+    with pytest.raises(NonDeterministicLossError):
+        LossFunction([*batches, {"x": X[:2], "y": Y[:2]}], loss_fn=sometimes, net=mlp())
+    with pytest.raises(CriterionError, match=r"shape \(1,\)"):
+        LossFunction(batches, loss_fn=lambda net, batch: mean(net, batch)[None], net=mlp())
+
+
+def test_a_batch_may_be_a_list_of_samples():
+    def loss_fn(net, batch):
+        return torch.stack([F.cross_entropy(net(item["x"]), item["y"]) for item in batch])
+
+    loss = LossFunction(
+        Items(x=X, y=Y), loss_fn=loss_fn, net=mlp(), collate_fn=lambda items: items, batch_size=5
+    )
+    assert_is(loss, lambda net: mean(net, WHOLE))
+
+
+def test_gradients_with_respect_to_the_net_inside_the_loss():
+    def penalised(net, batch):
+        L = mean(net, batch)
+        slopes = torch.autograd.grad(L, list(net.parameters()), create_graph=True)
+        return L + sum(g.square().sum() for g in slopes)
+
+    loss = LossFunction(WHOLE, loss_fn=penalised, net=mlp())
+    assert_is(loss, lambda net: penalised(net, WHOLE))
+    assert loss.check().passed
+
+
+def test_a_metric_may_differentiate():
+    def slope(net, batch):
+        x = batch["x"].requires_grad_()
+        (gradient,) = torch.autograd.grad(net(x).sum(), x)
+        return gradient.square().sum(1)
+
+    loss = LossFunction(WHOLE, loss_fn=mean, net=mlp(), metrics={"slope": slope})
+    expected = float(slope(loss.net, {"x": X.clone()}).mean())
+    assert loss.measure(loss.parameters())["slope"] == pytest.approx(expected)
+
+
+def test_class_weights_of_a_partial_come_in_the_dtype_of_theta():
+    from functools import partial
+
+    tokens = torch.arange(24).reshape(6, 4) % 3
+    net = seeded(lambda: nn.Sequential(nn.Embedding(3, 4), nn.Linear(4, 3)))
+    weight = torch.tensor([1.0, 2.0, 3.0])
+    criterion = partial(gradflow.token_cross_entropy, weight=weight)
+    expected = F.cross_entropy(net(tokens).movedim(-1, 1), tokens, weight.double())
+    for batch_size in (None, 4):
+        loss = LossFunction(TensorDataset(tokens, tokens), criterion, net, batch_size=batch_size)
+        torch.testing.assert_close(loss(loss.parameters()), expected.detach())
+
+
+def test_a_function_that_switches_the_net_leaves_it_as_it_was():
+    def switching(net, batch):
+        net.train()
+        return mean(net, batch)
+
+    net = mlp().eval()
+    loss = LossFunction(WHOLE, loss_fn=mean, net=net, mode="eval", metrics={"switching": switching})
+    loss.measure(loss.parameters())
+    assert not any(m.training for m in net.modules())
+
+
+def test_kinds_of_containers():
+    class Held:
+        def __init__(self):
+            self.items = {"x": X.float(), "y": Y}
+
+    class Wrapper(UserDict):
+        pass
+
+    with pytest.raises(InvalidTypeError, match="dictionary or a dataclass"):
+        map_tensors(torch.clone, SimpleNamespace(x=X))
+    assert map_tensors(torch.clone, Held()).items["x"].dtype == torch.float32  # what it holds isn't seen
+    assert type(map_tensors(torch.clone, Wrapper(x=X))) is Wrapper
+    from types import MappingProxyType
+
+    assert torch.equal(map_tensors(torch.neg, MappingProxyType({"x": X}))["x"], -X)
+
+    @dataclasses.dataclass
+    class Partly:
+        x: torch.Tensor
+        y: torch.Tensor = dataclasses.field(init=False)
+
+    assert torch.equal(map_tensors(torch.neg, Partly(X)).x, -X)
+    assert tensors_of(nn.ModuleDict({"a": nn.Tanh()})) == []
+
+
+def test_options_that_go_with_another_kind_of_loss():
+    with pytest.raises(InvalidTypeError, match="goes with a function"):
+        LossFunction(TensorDataset(X, Y), nn.CrossEntropyLoss(), mlp(), metrics={"a": mean})
+    assert LossFunction(TensorDataset(X, Y), nn.CrossEntropyLoss(), mlp(), loss_fn=None).n_samples == N
+    assert LossFunction(WHOLE, loss_fn=mean, net=mlp(), compile=False).n_samples == 1
+    with pytest.raises(InvalidInputError, match="compile=True"):
+        LossFunction(WHOLE, loss_fn=mean, net=mlp(), compile=True)

@@ -8,7 +8,7 @@ from torch.utils.data import TensorDataset
 
 import gradflow
 from gradflow import LossFunction, compose
-from gradflow.errors import CriterionError, InvalidInputError, InvalidTypeError
+from gradflow.errors import CriterionError, InexactDerivativeError, InvalidInputError, InvalidTypeError
 
 N = 20
 
@@ -107,3 +107,26 @@ def test_bad_arguments(losses):
     other = LossFunction(TensorDataset(rand(4, 3), rand(4, 4)), nn.MSELoss(), net()[:1])
     with pytest.raises(InvalidInputError, match="same"):
         compose(torch.add, losses[0], other)
+
+
+def test_a_function_that_detaches_is_refused(losses):
+    with pytest.raises(InexactDerivativeError, match="gradient"):
+        compose(lambda a, b: a / b.detach(), *losses[:2])
+    with pytest.raises(InexactDerivativeError, match="leave torch"):
+        compose(lambda a, b: torch.tensor(a.item() * b.item()), *losses[:2])
+    with pytest.raises(CriterionError, match="leave torch"):
+        compose(lambda a: torch.tensor(a.item()), losses[2]).gradient(losses[0].parameters())
+
+
+def test_losses_of_one_data_set_take_the_same_rows():
+    shared = net()
+    data = TensorDataset(rand(N, 3), rand(N, 2, seed=1))
+    a, b = (LossFunction(data, criterion, shared) for criterion in (nn.MSELoss(), nn.SmoothL1Loss()))
+    rows, theta = torch.tensor([2, 3, 7]), a.parameters()
+    for loss, value in (
+        (compose(torch.div, a, b), lambda a, b: a / b),
+        (a + 2.0 * b, lambda a, b: a + 2 * b),
+    ):
+        expected = value(a.minibatch(rows)(theta), b.minibatch(rows)(theta))
+        torch.testing.assert_close(loss.minibatch(rows)(theta), expected)
+        torch.testing.assert_close(loss.subset(rows.tolist())(theta), expected)
