@@ -7,6 +7,7 @@ from torch import Tensor
 
 from gradflow.spectrum.eigenpairs import Eigenpairs, orthonormalize, rayleigh_ritz
 from gradflow.spectrum.eigenproblem import EigenProblem, EigenSolution
+from gradflow.spectrum.sums import inner
 
 #: Ritz vectors, beyond those asked for, that are carried from solve to solve as guards.
 GUARDS = 1
@@ -109,7 +110,7 @@ def _begin(space: _SearchSpace, problem: EigenProblem) -> tuple[bool, Tensor]:
         space.grow(problem.random(1))
         return True, problem.empty()
     image = space.newest_image()
-    leaves = torch.linalg.vector_norm(image - X @ (X.T @ image))
+    leaves = torch.linalg.vector_norm(image - X @ inner(X.T, image.T))
     noise = problem.random(max(1, guard.shape[1]))
     noise *= MIXED / torch.linalg.vector_norm(noise, dim=0)
     guard = guard + noise if guard.shape[1] else noise
@@ -200,7 +201,7 @@ class _SearchSpace:
     def _project(self, b: int) -> None:
         """Extend T by the last b vectors."""
         V, image = self._V[: self._n], self._HV[self._n - b : self._n]
-        rows = (image @ V.T).to("cpu", torch.float64)
+        rows = inner(image, V).to("cpu", torch.float64)
         T = torch.zeros(self._n, self._n, dtype=torch.float64, device="cpu")
         T[:-b, :-b] = self._T
         T[-b:], T[:, -b:] = rows, rows.T
@@ -249,7 +250,7 @@ class _SearchSpace:
     def outside(self, X: Tensor) -> Tensor:
         """Return the directions in the span of orthonormal X that V leaves out, shape (P, m)."""
         V = self._V[: self._n].T
-        directions, parts, _ = torch.linalg.svd(X - V @ (V.T @ X), full_matrices=False)
+        directions, parts, _ = torch.linalg.svd(X - V @ inner(V.T, X.T), full_matrices=False)
         return directions[:, parts > LEFT_OUT]
 
     def extract(self) -> tuple[Eigenpairs, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gradflow.plain import restorable
+from gradflow.spectrum.sums import inner, is_long, orthonormal_rows
 
 #: Rows that are summed in float64 at a time.
 _ROWS = 1 << 16
@@ -143,9 +144,12 @@ def orthonormalize(block: Tensor, against: Tensor | None = None) -> Tensor:
     limit = 1e3 * torch.finfo(block.dtype).eps
     for _ in range(2):
         if against is not None:
-            block = block - against @ (against.T @ block)
-        block, triangle = torch.linalg.qr(block)
-        block = block[:, triangle.diagonal().abs() > limit]
+            block = block - against @ inner(against.T, block.T)
+        if is_long(block.T):
+            block = orthonormal_rows(block.T, limit).T
+        else:
+            block, triangle = torch.linalg.qr(block)
+            block = block[:, triangle.diagonal().abs() > limit]
         limit = 0.5  # the second pass starts from unit vectors: what shrinks there was rounding
         if not block.shape[1]:
             break

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradflow.spectrum.sums import inner, is_long
+
 #: Rows that are reserved first; their number doubles.
 _FIRST_ROWS = 16
 #: A pass of Gram–Schmidt was the last one if what it took away is smaller than this part of what it left.
@@ -91,7 +93,7 @@ class Basis:
     def _take_away(self, row: Tensor, first: int) -> Tensor:
         """Take from a row its parts in the vectors from the first on, and return them."""
         Q = self._block[first : self._n]
-        parts = Q @ row
+        parts = inner(Q, row[None])[:, 0] if is_long(row) else Q @ row
         row.addmv_(Q.T, parts, alpha=-1)
         return parts
 
