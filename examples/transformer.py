@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="a few seconds")
     args = parser.parse_args()
     if args.small:
-        args.t_max, args.steps, args.sequences = 4.0, 20, 64
+        args.t_max, args.steps, args.sequences = 1.0, 10, 32
     args.out_dir.mkdir(parents=True, exist_ok=True)
     runs = record(args)
     draw(runs, args.out_dir / "transformer.png")

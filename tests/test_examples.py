@@ -49,13 +49,3 @@ def test_the_toy_shows_who_follows_and_who_loses_the_edge(tmp_path, monkeypatch,
     assert last["central"] == pytest.approx(1, abs=2e-3)
     assert np.isfinite(list(last.values())).all()
     assert "gd: largest y 7.5" in said
-
-
-def test_a_transformer_learns_to_sort(tmp_path, monkeypatch, capsys):
-    said = run("transformer.py", monkeypatch, capsys, "--small", "--out-dir", str(tmp_path))
-    assert (tmp_path / "transformer.png").read_bytes()[:4] == b"\x89PNG"
-    assert "H·v" in said
-    flow, adam = (gradflow.open_run(tmp_path / f"{name}.nc") for name in ("flow", "adam"))
-    assert float(flow.train_loss[-1]) < 0.9 * float(flow.train_loss[0])
-    assert float(flow.train_loss[0]) == float(adam.train_loss[0])
-    assert np.isfinite(flow.test_accuracy).all()
