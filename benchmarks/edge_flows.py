@@ -71,7 +71,7 @@ def networks(directory: str | None, work: Path, flows: list[str]) -> None:
                 row: dict[str, object] = {"failed": f"{type(error).__name__}: {error}"}
             else:
                 row = measured(gd, run, lr)
-            row = {"net": net, "loss": criterion, "η": lr, "flow": flow, "rtol": RTOL[flow], **row}
+            row = {"net": net, "criterion": criterion, "η": lr, "flow": flow, "rtol": RTOL[flow], **row}
             (work / f"{name}_{flow}.json").write_text(json.dumps(row, ensure_ascii=False))
             print(row, flush=True)
 
@@ -110,8 +110,8 @@ def measured(gd: xr.Dataset, run: xr.Dataset, lr: float) -> dict[str, object]:
         "steps": round(n_steps),
         "crossing": round(float(seen.crossing_time_a) / lr),
         "most active": int(run.n_active.max()) if "n_active" in run else None,
-        "loss": float(seen.mean_loss_error),
-        "λ₁": float(seen.mean_sharpness_error),
+        "loss error": float(seen.mean_loss_error),
+        "λ₁ error": float(seen.mean_sharpness_error),
         "distance to midpoints": float(seen.mean_midpoint_distance),
         "to iterates": float(seen.mean_distance),
         "path": float(seen.path_length[-1]),
@@ -183,7 +183,7 @@ def _row(row: dict[str, Any]) -> dict[str, object]:
 def _shown(name: str, value: object) -> object:
     if not isinstance(value, float):
         return "" if value is None else value
-    if name in {"loss", "λ₁", "error"}:
+    if name in {"loss error", "λ₁ error", "error"}:
         return f"{value:.2%}"
     return f"{value:.3g}"
 
@@ -191,10 +191,11 @@ def _shown(name: str, value: object) -> object:
 NOTES_ON_NETWORKS = """\
 Networks: 1,000 images of CIFAR-10, float32; `fc-tanh` has two hidden layers of 200 units, `cnn-gelu` two
 convolutions of 16 channels and stride 2. Gradient descent against flows, all by `method="auto"` with
-the `rtol` given; the rod flow with `without_drift=True`. `loss`: mean relative error of the predicted training loss
-from the crossing on, where gradient descent is smoothed by a Gaussian of 25 steps; `λ₁`: of the sharpness,
+the `rtol` given; the rod flow with `without_drift=True`. `loss error`: mean relative error of the predicted training
+loss from the crossing on, where gradient descent is smoothed by a Gaussian of 25 steps; `λ₁ error`: of the sharpness,
 against that at the midpoints; distances are means from the crossing on. `path` is the length of the flow's
-path; counts are per step of gradient descent."""
+path; counts are per step of gradient descent. A run ends after 600 s on a core that isn't its own (`max_wall_time`):
+`steps` says how far it came, so rows of one net are means over windows of unlike length."""
 
 NOTES_ON_COST = """\
 Cost: a tanh net with two hidden layers of 24 on 300 digits, mean squared error, float64, η = 2. `error`:
