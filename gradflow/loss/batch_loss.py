@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,10 +47,11 @@ class BatchLoss(DataLoss):
     needs_grad : bool
         It differentiates by itself, so that it can't be evaluated without gradients, nor with weights that have none.
     metrics : dict of str to callable
-        As given, without the accuracy.
+        As given, and what `loss_fn` returned beside the loss; without the accuracy.
     """
 
     kind: Kind
+    metrics: dict[str, BatchFunction]
     needs_grad = False
 
     def __init__(
@@ -216,6 +218,24 @@ class BatchLoss(DataLoss):
 
     # ------------------------------------------------------------------ metrics
 
+    def take_metrics(self, chunk: Any) -> None:
+        """Take what the function returns beside the loss, if it is of a form that a metric may have, for metrics."""
+        returned = self._call(self.loss_fn, chunk)
+        if not isinstance(returned, Mapping) or self.loss_fn is own_loss:
+            return
+        for name in returned:
+            if name == "loss" or name in self.metrics or not str(name).isidentifier():
+                continue
+            entry = _Entry(self.loss_fn, name)
+            try:
+                read(entry.of(returned))
+            except CriterionError:  # outputs, say
+                continue
+            if name == ACCURACY:
+                self._accuracy, self.classifies = self._accuracy or entry, True
+            else:
+                self.metrics[name] = entry
+
     def measure(self, theta: Tensor) -> dict[str, float]:
         """Return the mean of each metric over the data at θ; costs a forward pass for each."""
         self.check_theta(theta)
@@ -237,6 +257,24 @@ class MiniBatchOfBatches(MiniBatch, BatchLoss):
     def weights_of(self, result: Result, d: float, total: float) -> tuple[float, float]:
         """Return the weight of a chunk and that of all; those of the only chunk aren't known before."""
         return (result.weight, result.weight) if result.kind != "mean" and d == total else (d, total)
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """What a function returns under a name beside its loss."""
+
+    function: BatchFunction
+    name: str
+
+    def __call__(self, net: nn.Module, batch: Any) -> Any:
+        return self.of(self.function(net, batch))
+
+    def of(self, returned: Mapping[str, Any]) -> Any:
+        """Return the entry; a number as a tensor."""
+        value = returned[self.name]
+        if isinstance(value, bool | int | float):
+            return torch.tensor(float(value), dtype=torch.float64)
+        return value.double() if isinstance(value, Tensor) and not value.is_floating_point() else value
 
 
 def own_loss(net: nn.Module, batch: Any) -> Any:

@@ -87,6 +87,8 @@ class BatchProbe(Probe):
                 "loss_fn returned one number in a tensor of shape (1,) for a batch of several samples. Return a scalar "
                 "if it is their mean, and pass weight=; or one loss per sample."
             )
+        with torch.no_grad(), loss.in_place(loss.leaves(loss.layout.flatten())):
+            loss.take_metrics(self._moved(data.spread(self._few(4))))
         self._refuse_parameters_outside()
         loss.recomputes = self._finds_recomputation()
         loss.graph_bytes_per_sample = self._measure_graph()

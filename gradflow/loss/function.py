@@ -60,9 +60,9 @@ class LossFunction:
         In the place of a criterion: ``loss_fn(net, batch)``, where the batch is what ``collate_fn`` made (a dictionary,
         a tuple, a dataclass, a graph), its tensors on θ's device and the floating-point ones in its dtype. Returns one
         loss per sample, shape (b,); a pair (sum, weight), for Σ sums / Σ weights; or a scalar, the mean over the batch;
-        or a dictionary with "loss" as one of these. It may do with the net whatever it likes: call parts of it, read
-        its parameters, differentiate its outputs. Default, where there is no criterion either: the net's own loss,
-        ``net(**batch).loss``, weighted by the labels that count.
+        or a dictionary with "loss" as one of these, whose other numbers are metrics. It may do with the net whatever
+        it likes: call parts of it, read its parameters, differentiate its outputs. Default, where there is no criterion
+        either: the net's own loss, ``net(**batch).loss``, weighted by the labels that count.
     weight : callable, optional
         ``weight(batch)``, a number: what a mean over a batch counts in the whole. Default: its number of samples.
     metrics : mapping of str to callable, optional

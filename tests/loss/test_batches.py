@@ -472,6 +472,29 @@ def test_metrics_are_recorded():
 # ---------------------------------------------------------------------- the whole package
 
 
+def test_what_is_returned_beside_the_loss_is_recorded():
+    def loss_fn(net, batch):
+        out = net(batch["x"])
+        right = out.argmax(1) == batch["y"]
+        return {
+            "loss": F.cross_entropy(out, batch["y"], reduction="none"),
+            "train_accuracy": right,
+            "spread": out.std(1),
+            "size": 3,
+            "outputs": out,
+            "not a name": out.std(1),
+        }
+
+    loss = LossFunction(Items(x=X, y=Y), loss_fn=loss_fn, net=mlp(), batch_size=7)
+    assert list(loss.metrics) == ["spread", "size"]
+    assert_is(loss, lambda net: mean(net, WHOLE))
+    run = gradflow.integrate(loss, t_max=0.5, save_every=0.5)
+    out = loss.net(X).detach()
+    assert float(run.spread[0]) == pytest.approx(float(out.std(1).mean()))
+    assert float(run["size"][0]) == 3
+    assert float(run.train_accuracy[0]) == pytest.approx(float((out.argmax(1) == Y).double().mean()))
+
+
 def test_every_kind_of_run_takes_such_a_loss():
     loss = LossFunction(Items(x=X, y=Y), loss_fn=each, net=mlp(), batch_size=7)
     reference = LossFunction(TensorDataset(X, Y), nn.CrossEntropyLoss(), mlp(), batch_size=7)
