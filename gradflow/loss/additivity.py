@@ -196,8 +196,8 @@ def _not_additive(
         hint = " If it sums over samples, divide by their number, len(output)."
     elif not whole.target.is_floating_point() and whole.target.dim() > 1:
         hint = (
-            " A mean over the tokens that count works in chunks as gradflow.token_cross_entropy, with logits of shape "
-            "(B, T, V)."
+            " A mean over the tokens that count works in chunks as torch.nn.CrossEntropyLoss(ignore_index=…) with "
+            "logits of shape (B, V, T), or as gradflow.token_cross_entropy with (B, T, V)."
         )
     return (
         f"The criterion can't be computed in chunks: on {whole.n_items} samples at once it gives {value:.9g}, over "

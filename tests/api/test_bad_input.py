@@ -13,7 +13,7 @@ from helpers.classification import data, network, problem
 from helpers.cli import invoke
 from helpers.problems import bowl
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, SubsetRandomSampler, TensorDataset
 
 import gradflow
 from gradflow import LossFunction, open_run, problems, steps
@@ -165,10 +165,10 @@ WRONG = {
     ),
     "data without targets": (lambda tmp: loss(TensorDataset(data()[0])), TypeError, r"inputs…, target"),
     "words for data": (lambda tmp: loss(Words()), TypeError, "collate to tensors"),
-    "a loader for data": (
-        lambda tmp: loss(DataLoader(TensorDataset(*data()))),
-        TypeError,
-        "map-style data set with __len__ and __getitem__, got DataLoader",
+    "a loader that chooses": (
+        lambda tmp: loss(DataLoader(TensorDataset(*data()), sampler=SubsetRandomSampler([0]))),
+        ValueError,
+        "chooses samples by a SubsetRandomSampler",
     ),
     "a shuffling loader": (lambda tmp: loss(shuffle=True), ValueError, "shuffle=True can't be used"),
     "a sampler": (lambda tmp: loss(sampler=[1, 2]), ValueError, "sampler=.* can't be used"),

@@ -770,6 +770,7 @@ def test_auto_asks_for_graphs_in_the_dtype_of_the_loss(dtype):
     """A callable has none; float64 stands for it."""
     asked = []
     loss = SimpleNamespace(
+        has_exact_products=True,
         n_parameters=1000,
         dtype=dtype,
         memory_budget=2**30,
