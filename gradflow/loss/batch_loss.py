@@ -106,6 +106,8 @@ class BatchLoss(DataLoss):
 
     def subset(self, rows: Sequence[int]) -> BatchLoss:
         """Return the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
+        if self._mode is None:
+            self.check_modes()
         part = BatchLoss(
             self.data.part(rows),
             net=self.net,

@@ -235,17 +235,21 @@ class DataLoss(TermLoss):
 
     def terms(self, theta: Tensor, tally: Tally | None = None) -> Iterator[Term]:
         """Return one term per chunk that counts."""
+        self.check_modes()
+        chunks, denominators = self.chunks(theta)
+        total = sum(denominators)
+        for chunk, d in zip(chunks, denominators, strict=True):
+            if d > 0 or total == 0 or self.counts_without_weight:
+                yield self._term(chunk, d, total, tally)
+
+    def check_modes(self) -> None:
+        """Refuse a net that is in other modes than when the loss was made."""
         if any(m.training != mode for m, mode in self._modes):
             raise InvalidInputError(
                 "The net was switched between train and eval mode after the LossFunction was made, which makes it "
                 'another function. Switch it back; or pass LossFunction(…, mode="eval"), which evaluates a net in '
                 "that mode whatever mode it is in."
             )
-        chunks, denominators = self.chunks(theta)
-        total = sum(denominators)
-        for chunk, d in zip(chunks, denominators, strict=True):
-            if d > 0 or total == 0 or self.counts_without_weight:
-                yield self._term(chunk, d, total, tally)
 
     def chunks(self, theta: Tensor) -> tuple[Iterable[Any], Sequence[float]]:
         """Return the chunks, and how much each has of what the loss averages over."""

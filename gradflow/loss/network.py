@@ -82,6 +82,8 @@ class NetworkLoss(DataLoss):
 
     def subset(self, rows: Sequence[int]) -> NetworkLoss:
         """Return the loss over some samples, by their numbers, in chunks of the same size; it shares the network."""
+        if self._mode is None:
+            self.check_modes()
         part = NetworkLoss(
             self.data.subset(rows),
             self.criterion,

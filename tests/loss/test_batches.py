@@ -731,3 +731,13 @@ def test_options_that_go_with_another_kind_of_loss():
     assert LossFunction(WHOLE, loss_fn=mean, net=mlp(), compile=False).n_samples == 1
     with pytest.raises(InvalidInputError, match="compile=True"):
         LossFunction(WHOLE, loss_fn=mean, net=mlp(), compile=True)
+
+
+def test_parts_of_a_loss_whose_net_was_switched_are_refused():
+    for loss in (
+        LossFunction(Items(x=X, y=Y), loss_fn=each, net=mlp()),
+        LossFunction(TensorDataset(X, Y), nn.CrossEntropyLoss(), mlp()),
+    ):
+        loss.net.eval()
+        with pytest.raises(InvalidInputError, match='mode="eval"'):
+            loss.first(5)
