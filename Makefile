@@ -36,8 +36,9 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-EXAMPLES := digits compare_integrators cifar_flow edge_of_stability progressive_sharpening optimizers_on_a_surface \
-	adaptive_edge_of_stability elra_rosenbrock momentum_thresholds edge_flows berthier_toy transformer
+EXAMPLES := $(filter-out $(SKIP),digits compare_integrators cifar_flow edge_of_stability progressive_sharpening \
+	optimizers_on_a_surface adaptive_edge_of_stability elra_rosenbrock momentum_thresholds edge_flows berthier_toy \
+	transformer)
 SMALL := --small
 SMALL_edge_of_stability := --small --lrs 0.6 --t-max 12
 SMALL_berthier_toy := --steps 800 --every 25

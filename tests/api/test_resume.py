@@ -928,13 +928,13 @@ def one_thread():
 
 @pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing(tmp_path, one_thread):
-    """Seven SIGKILLs, of which benchmarks/soak.py has hundreds.
+    """Four SIGKILLs, of which benchmarks/soak.py has hundreds.
 
     Before each, what is readable is the beginning of the run; at the end the file is the same.
     """
     whole = slow_run(tmp_path / "whole.nc").load()
     path, rng, kills = tmp_path / "x.nc", random.Random(1), 0
-    while kills < 7 and not path.exists():
+    while kills < 4 and not path.exists():
         before = set((tmp_path / "x.nc.partial").glob("checkpoint-*.pt"))
         process = in_a_process(slow_run, path, (tmp_path / "x.nc.partial").exists())
         while rng.random() < 0.99 and process.is_alive():  # mostly until it has got somewhere
@@ -959,7 +959,7 @@ def test_kills_at_random_moments_lose_nothing(tmp_path, one_thread):
         assert part.attrs["status"] == "killed"
         assert np.array_equal(part.theta, whole.theta[:n])
         assert np.array_equal(part.eigenvalue, whole.eigenvalue[:n], equal_nan=True)
-    assert kills >= 5
+    assert kills >= 3
     again = open_run(path) if path.exists() else slow_run(path, resume=True)
     assert differences(whole, again.load()) == []
 
